@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring recordings with a trained network, and the figures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .feature_extraction_timnet import TimNetFeatureExtractor
+from .feature_store import FeatureStore
+from .modeling_timnet import TimNetForAudioClassification
+from .training import RecordingSet, collate
+
+
+def score(
+    model: TimNetForAudioClassification,
+    extractor: TimNetFeatureExtractor,
+    store: FeatureStore,
+    indices: Sequence[int],
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (recordings, num_labels) and fused vectors (recordings, pooled_size), in order.
+
+    Recordings of like length share a batch, so little is spent on padding.
+    """
+    recordings = RecordingSet(store, indices, extractor)
+    order = sorted(
+        range(len(recordings)), key=lambda item: recordings[item]["input_values"].shape[0]
+    )
+    logits = np.zeros((len(order), model.config.num_labels), dtype=np.float32)
+    fused = np.zeros((len(order), model.config.pooled_size), dtype=np.float32)
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            items = order[start : start + batch_size]
+            batch = collate([recordings[item] for item in items])
+            outputs = model.timnet(batch["input_values"], batch.get("attention_mask"))
+            fused[items] = outputs.pooler_output.float().numpy()
+            logits[items] = model.classifier(outputs.pooler_output).float().numpy()
+    return logits, fused
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities along the last axis, from logits divided by ``temperature``."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    scaled = np.exp(scaled - scaled.max(-1, keepdims=True))
+    return scaled / scaled.sum(-1, keepdims=True)
+
+
+def uar(references: np.ndarray, predictions: np.ndarray) -> float:
+    """Unweighted average recall in percent, over the labels present in ``references``."""
+    from sklearn.metrics import recall_score
+
+    return 100 * float(
+        recall_score(
+            references, predictions, average="macro", labels=np.unique(references), zero_division=0
+        )
+    )
+
+
+def war(references: np.ndarray, predictions: np.ndarray) -> float:
+    """Weighted average recall, which is accuracy, in percent."""
+    return 100 * float(np.mean(np.asarray(references) == np.asarray(predictions)))
+
+
+__all__ = ["score", "softmax", "uar", "war"]

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a TIM-Net with the Hugging Face Trainer.
+
+The Trainer, its arguments, checkpoints and resumption are the library's own. What is ours is the
+training set, which hands out augmented recordings with soft targets, and the loss on them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments, set_seed
+
+from .configuration_timnet import TimNetConfig
+from .feature_extraction_timnet import TimNetFeatureExtractor
+from .feature_store import FeatureStore
+from .modeling_timnet import TimNetForAudioClassification
+from .recipes import Augmentation, Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(ValueError):
+    """Training cannot start or go on; the message says why and what to do."""
+
+
+class RecordingSet(Dataset):
+    """Normalised features of chosen recordings with one-hot targets, as they are."""
+
+    def __init__(self, store: FeatureStore, indices: Sequence[int], extractor: TimNetFeatureExtractor):
+        self.indices = [int(index) for index in indices]
+        self.extractor = extractor
+        self.features = {
+            speed: [extractor.normalize(torch.from_numpy(values[index])) for index in self.indices]
+            for speed, values in store.features.items()
+        }
+        self.targets = F.one_hot(
+            torch.from_numpy(store.labels[self.indices]), len(store.label_names)
+        ).float()
+
+    def __len__(self) -> int:
+        """Number of recordings."""
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        """Features (frames, feature_size) and target (num_labels,) of one recording."""
+        return {"input_values": self.features[1.0][item], "labels": self.targets[item]}
+
+
+class AugmentedSet(RecordingSet):
+    """The same, changed at random each time a batch is drawn.
+
+    All chance comes from torch's global generator, which the Trainer saves with its checkpoints:
+    a resumed run sees the recordings that the uninterrupted one would have seen.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        indices: Sequence[int],
+        extractor: TimNetFeatureExtractor,
+        augmentation: Augmentation,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(store, indices, extractor)
+        self.augmentation = augmentation
+        self.speeds = [speed for speed in sorted(self.features) if speed in augmentation.speeds]
+        classes = self.targets.shape[1]
+        self.targets = self.targets * (1 - label_smoothing) + label_smoothing / classes
+
+    def __getitems__(self, items: list[int]) -> list[dict[str, torch.Tensor]]:
+        """One augmented batch; torch's loader calls this with all of its indices at once."""
+        clips = [self._perturb(self._choose(item)) for item in items]
+        targets = self.targets[items]
+        if self.augmentation.mixup and len(items) > 1:
+            clips, targets = self._mix(clips, targets)
+        return [
+            {"input_values": clip, "labels": target}
+            for clip, target in zip(clips, targets, strict=True)
+        ]
+
+    def _choose(self, item: int) -> torch.Tensor:
+        """The recording at a random speed, cropped at a random place if it is long."""
+        clip = self.features[self.speeds[_randint(len(self.speeds))]][item]
+        if self.augmentation.max_seconds is not None:
+            longest = round(self.augmentation.max_seconds * self.extractor.frames_per_second)
+            if clip.shape[0] > longest:
+                start = _randint(clip.shape[0] - longest + 1)
+                clip = clip[start : start + longest]
+        return clip
+
+    def _perturb(self, clip: torch.Tensor) -> torch.Tensor:
+        """Add a random offset to each coefficient; blank out a run of frames and coefficients."""
+        choice = self.augmentation
+        frames, size = clip.shape
+        if choice.offset_std:
+            clip = clip + choice.offset_std * torch.randn(size)
+        if choice.mask_frames or choice.mask_coefficients:
+            clip = clip.clone()
+        if choice.mask_frames:
+            width = min(_randint(choice.mask_frames + 1), frames // 3)
+            start = _randint(frames - width + 1)
+            clip[start : start + width] = 0
+        if choice.mask_coefficients:
+            width = _randint(choice.mask_coefficients + 1)
+            start = _randint(size - width + 1)
+            clip[:, start : start + width] = 0
+        return clip
+
+    def _mix(
+        self, clips: list[torch.Tensor], targets: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Mix a share of the recordings with a partner, repeated or cut to the same length."""
+        beta = torch.distributions.Beta(self.augmentation.mixup_alpha, self.augmentation.mixup_alpha)
+        weights = beta.sample((len(clips),))
+        weights = torch.where(torch.rand(len(clips)) < self.augmentation.mixup, weights, 1.0)
+        partners = torch.randperm(len(clips)).tolist()
+        mixed = []
+        for clip, partner, weight in zip(clips, partners, weights, strict=True):
+            other = clips[partner]
+            frames = torch.arange(clip.shape[0]) % other.shape[0]
+            mixed.append(weight * clip + (1 - weight) * other[frames])
+        weights = weights.unsqueeze(1)
+        return mixed, weights * targets + (1 - weights) * targets[partners]
+
+
+def _randint(high: int) -> int:
+    return int(torch.randint(high, ()))
+
+
+def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Pad a batch to its longest recording; a mask only where something was padded."""
+    clips = [example["input_values"] for example in examples]
+    lengths = torch.tensor([clip.shape[0] for clip in clips])
+    batch = {
+        "input_values": pad_sequence(clips, batch_first=True),
+        "labels": torch.stack([example["labels"] for example in examples]),
+    }
+    if int(lengths.min()) != int(lengths.max()):
+        batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).long()
+    return batch
+
+
+@dataclass
+class SoftTargetLoss:
+    """Cross-entropy against soft targets (batch, num_labels), with one weight a label."""
+
+    weights: torch.Tensor
+
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Mean of the weighted cross-entropy over all recordings of one optimiser step.
+
+        The Trainer counts the elements of ``labels`` over accumulated batches and processes in
+        ``num_items_in_batch``: ``num_labels`` of them to a recording.
+        """
+        recordings = len(labels) if num_items_in_batch is None else num_items_in_batch / labels[0].numel()
+        log_probabilities = F.log_softmax(outputs["logits"].float(), dim=-1)
+        return -(labels * self.weights.to(labels) * log_probabilities).sum() / recordings
+
+
+@dataclass
+class Trained:
+    """What a training run leaves: the model, its feature extractor and the Trainer's log."""
+
+    model: TimNetForAudioClassification
+    extractor: TimNetFeatureExtractor
+    log: list[dict[str, Any]]
+    epochs: float
+
+
+def build_extractor(recipe: Recipe, corpus: str | None = None) -> TimNetFeatureExtractor:
+    """The recipe's feature extractor, without normalisation statistics."""
+    return TimNetFeatureExtractor.from_preset(recipe.preset, corpus=corpus)
+
+
+def build_model(
+    recipe: Recipe, label_names: Sequence[str], config: dict[str, Any] | None = None
+) -> TimNetForAudioClassification:
+    """An untrained network of the recipe's shape; ``config`` overrides single values."""
+    names = list(label_names)
+    return TimNetForAudioClassification(
+        TimNetConfig(
+            **{**recipe.config, **(config or {})},
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+    )
+
+
+def build_arguments(
+    recipe: Recipe, output_dir: str | Path, seed: int, overrides: dict[str, Any] | None = None
+) -> TrainingArguments:
+    """The recipe's TrainingArguments; ``overrides`` win."""
+    values: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "seed": seed,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "epoch",
+        "dataloader_num_workers": 0,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        **recipe.arguments,
+    }
+    return TrainingArguments(**{**values, **(overrides or {})})
+
+
+def train(
+    store: FeatureStore,
+    indices: Sequence[int],
+    recipe: Recipe,
+    extractor: TimNetFeatureExtractor,
+    arguments: TrainingArguments,
+    config: dict[str, Any] | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Any] = (),
+) -> Trained:
+    """Train a network on the given recordings and nothing else.
+
+    The normalisation statistics and class weights are taken from these recordings too.
+
+    Args:
+        store: Features of the corpus, made with ``extractor``.
+        indices: The training recordings.
+        recipe: Everything fixed beforehand.
+        extractor: Feature extractor of the store; a copy with statistics is returned.
+        arguments: See :func:`build_arguments`.
+        config: Overrides of the recipe's network, such as an ablation.
+        resume: Go on from the newest checkpoint in ``arguments.output_dir``.
+        callbacks: Trainer callbacks.
+
+    Raises:
+        TrainingError: A label has no training recording, or there is nothing to resume.
+    """
+    indices = np.asarray(indices, dtype=np.int64)
+    counts = np.bincount(store.labels[indices], minlength=len(store.label_names))
+    if (empty := np.flatnonzero(counts == 0)).size:
+        names = ", ".join(store.label_names[index] for index in empty)
+        raise TrainingError(f"No training recording for: {names}. Add some or drop the label.")
+    extractor = TimNetFeatureExtractor.from_dict(extractor.to_dict())
+    if recipe.standardize:
+        mean, std = store.statistics(indices)
+        extractor.mean, extractor.std = mean.tolist(), std.tolist()
+    set_seed(arguments.seed)
+    model = build_model(recipe, store.label_names, config)
+    weights = torch.ones(len(counts))
+    if recipe.class_weights:
+        weights = torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
+    dataset = AugmentedSet(
+        store, indices, extractor, recipe.augmentation, arguments.label_smoothing_factor
+    )
+    logger.info(
+        "training %s recordings, %s labels, %s parameters, %s epochs",
+        len(dataset),
+        len(counts),
+        model.num_parameters(),
+        arguments.num_train_epochs,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collate,
+        compute_loss_func=SoftTargetLoss(weights),
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=_newest_checkpoint(arguments) if resume else None)
+    return Trained(model.eval(), extractor, trainer.state.log_history, trainer.state.epoch or 0.0)
+
+
+def _newest_checkpoint(arguments: TrainingArguments) -> str:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = arguments.output_dir
+    newest = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if newest is None:
+        raise TrainingError(f"{folder}: no checkpoint to resume from. Train without --resume.")
+    return newest
+
+
+__all__ = [
+    "AugmentedSet",
+    "RecordingSet",
+    "SoftTargetLoss",
+    "Trained",
+    "TrainingError",
+    "build_arguments",
+    "build_extractor",
+    "build_model",
+    "collate",
+    "train",
+]
