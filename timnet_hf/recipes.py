@@ -89,6 +89,8 @@ RECIPES: dict[str, Recipe] = {
         name="default",
         preset="default",
         config={
+            "hidden_size": 32,
+            "num_hidden_layers": 6,
             "pooling": "statistics",
             "pool_input": True,
             "fusion_init": "mean",
@@ -96,7 +98,7 @@ RECIPES: dict[str, Recipe] = {
             "classifier_dropout": 0.4,
         },
         arguments={
-            "num_train_epochs": 100,
+            "num_train_epochs": 60,
             "per_device_train_batch_size": 32,
             "learning_rate": 4e-3,
             "adam_beta1": 0.9,
@@ -110,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
         augmentation=Augmentation(
             speeds=(0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25),
             offset_std=0.3,
-            max_seconds=5.0,
+            max_seconds=2.5,
             mixup=0.5,
         ),
         class_weights=True,

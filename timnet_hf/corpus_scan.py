@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the recordings of a corpus, wherever below a folder they lie.
+
+Nothing is decoded here: this is about names. Files are known by the end of their paths. A copy may
+be nested, linked to, or lie there twice; hidden files and the ``__MACOSX`` folders of some
+archives are no recordings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .audio import AUDIO_EXTENSIONS, natural_key
+from .corpus_table import Corpus, CorpusError, Utterance
+
+__all__ = ["Scan", "audio_below", "is_audio", "listed", "require_folder", "scan"]
+
+_SHOWN = 10  # names that a message lists before it counts the rest
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the names below a folder tell.
+
+    Attributes:
+        root: The folder, absolute.
+        utterances: One file for each recording, in the paper's order: by class, then by natural
+            file name.
+        duplicates: Groups of files that bear the name of one recording; the first of each group
+            is among ``utterances``.
+        expected: Names of all published recordings, or empty where they are not known.
+        strays: Audio files that lie among the recordings and are none.
+    """
+
+    root: str
+    utterances: tuple[Utterance, ...]
+    duplicates: tuple[tuple[Utterance, ...], ...]
+    expected: frozenset[str]
+    strays: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of published recordings that were not found; upper and lower case are one."""
+        found = {utterance.name.casefold() for utterance in self.utterances}
+        return _natural(name for name in self.expected if name.casefold() not in found)
+
+    @property
+    def unexpected(self) -> tuple[str, ...]:
+        """Names that were found, but never published."""
+        if not self.expected:
+            return ()
+        known = {name.casefold() for name in self.expected}
+        return _natural(u.name for u in self.utterances if u.name.casefold() not in known)
+
+
+def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
+    """Look for the recordings of a corpus.
+
+    Args:
+        corpus: What to look for.
+        data_dir: Folder below which they lie.
+
+    Returns:
+        What was found; at least one recording.
+
+    Raises:
+        CorpusError: There is no such folder, or no recording of the corpus in it.
+    """
+    root = require_folder(data_dir)
+    files = _files_below(root)
+    emotions = _annotated(corpus, files)
+    copies: dict[str, list[Utterance]] = defaultdict(list)
+    others = []
+    for path in files:
+        utterance = corpus.parse(path.replace(os.sep, "/"))
+        if utterance is None:
+            others.append(path)
+            continue
+        utterance = replace(utterance, path=path)
+        if corpus.annotations:
+            if utterance.name not in emotions:
+                continue  # an emotion that the corpus' task leaves out
+            utterance = replace(utterance, label=emotions[utterance.name])
+        copies[utterance.name.casefold()].append(utterance)
+    if not copies:
+        raise CorpusError(_nothing_found(corpus, data_dir))
+    for same in copies.values():
+        same.sort(key=_preference)
+    chosen = sorted((same[0] for same in copies.values()), key=_paper_order)
+    folders = {os.path.dirname(utterance.path) for utterance in chosen}
+    strays = (
+        p
+        for p in others
+        if os.path.dirname(p) in folders and not corpus.leaves_out(p.replace(os.sep, "/"))
+    )
+    return Scan(
+        root=root,
+        utterances=tuple(chosen),
+        duplicates=tuple(tuple(same) for same in copies.values() if len(same) > 1),
+        expected=frozenset(emotions) if corpus.annotations else _published(corpus, chosen),
+        strays=tuple(path for path in strays if is_audio(path)),
+    )
+
+
+def require_folder(data_dir: str | os.PathLike[str]) -> str:
+    """The folder as an absolute path, or a `CorpusError` that says why it is none."""
+    root = os.path.abspath(os.fspath(data_dir))
+    if not os.path.isdir(root):
+        problem = "is not a folder" if os.path.exists(root) else "no such folder"
+        raise CorpusError(f"{data_dir}: {problem}; name the folder that holds the recordings")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise CorpusError(f"{data_dir}: may not be read; check its permissions")
+    return root
+
+
+def audio_below(folder: str) -> list[str]:
+    """The audio files below a folder, in natural order."""
+    return [path for path in _files_below(folder) if is_audio(path)]
+
+
+def listed(items: Iterable[str], separator: str = ", ") -> str:
+    """Name the first few, count the rest: "a, b and 7 more"; "none" for nothing."""
+    names = list(items)
+    text = separator.join(names[:_SHOWN]) or "none"
+    return f"{text}{separator}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else text
+
+
+def _files_below(root: str) -> list[str]:
+    """All visible files below a folder, in natural order; links are followed, loops are not."""
+    found, seen = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if _is_visible(name))
+        found += [os.path.join(folder, name) for name in files if _is_visible(name)]
+    return sorted(found, key=natural_key)
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def is_audio(path: str) -> bool:
+    """Whether a file is called like a recording."""
+    return path.lower().endswith(AUDIO_EXTENSIONS)
+
+
+def _preference(utterance: Utterance) -> tuple[bool, int, list[tuple[list[tuple[int, str]], str]]]:
+    """Of several copies: the owners' format, then the shallowest, then the first by name."""
+    path = utterance.path
+    return not path.lower().endswith(".wav"), path.count(os.sep), natural_key(path)
+
+
+def _paper_order(utterance: Utterance) -> tuple[str, list[tuple[list[tuple[int, str]], str]]]:
+    return utterance.label or "", natural_key(utterance.order)
+
+
+def _natural(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=natural_key))
+
+
+def _annotated(corpus: Corpus, files: Iterable[str]) -> dict[str, str]:
+    """Class of each recording that the corpus' annotation files put into one of its classes."""
+    labels: dict[str, str] = {}
+    if corpus.annotations is None or corpus.annotation is None:
+        return labels
+    for path in files:
+        if not corpus.is_annotation(path.replace(os.sep, "/")):
+            continue
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                text = file.read()
+        except OSError as error:
+            raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
+        for match in re.finditer(corpus.annotation, text):
+            if match["emotion"].lower() in corpus.codes:
+                labels.setdefault(match["name"], corpus.codes[match["emotion"].lower()])
+    return labels
+
+
+def _published(corpus: Corpus, found: Sequence[Utterance]) -> frozenset[str]:
+    """Names of all recordings, as the public folds list them."""
+    names = [name for fold in corpus.emobox_folds().values() for name in fold]
+    if corpus.speakers_vary:
+        # The folders of this copy may spell the speakers differently: what counts is that each
+        # speaker has said everything.
+        listed = {name.partition("/")[0].casefold() for name in names}
+        speakers = {utterance.speaker for utterance in found}
+        if not {speaker.casefold() for speaker in speakers} <= listed:
+            said = {name.partition("/")[2] for name in names}
+            names = [f"{speaker}/{what}" for speaker in speakers for what in said]
+    return frozenset(names)
+
+
+def _nothing_found(corpus: Corpus, data_dir: str | os.PathLike[str]) -> str:
+    remedy = corpus.obtain
+    if corpus.download:
+        remedy = f"`timnet corpora download {corpus.name} --data-dir DIR` fetches it"
+    return (
+        f"{data_dir}: no recordings of {corpus.title} below this folder, where files are expected "
+        f"as {corpus.layout}. {remedy}"
+    )

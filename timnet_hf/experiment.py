@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two jobs that put everything together: train one model, and cross-validate a recipe.
+
+Script and command line call these functions, so a result never depends on who asked for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .crossvalidation import CrossValidationError, Plan, cross_validate, read_folds
+from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .protocols import Fold
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with what is being done, how much of it is done, how much there is, and a detail."""
+
+
+@dataclass
+class Data:
+    """Recordings to learn from.
+
+    Attributes:
+        name: A corpus of the paper, or "own" for the user's data.
+        corpus: The same where it is a known corpus, else None.
+        dataset: See :mod:`timnet_hf.corpora`.
+        sha256: Checksum of names and contents.
+    """
+
+    name: str
+    corpus: str | None
+    dataset: Dataset
+    sha256: str
+
+
+def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
+    """Load a known corpus, or a folder of the user's own recordings.
+
+    Raises:
+        CorpusError: Something is missing or cannot be read; the message names it.
+    """
+    from .corpora import dataset_checksum, load_corpus, load_folder
+
+    if corpus is None:
+        dataset = load_folder(data_dir)
+        return Data(Path(data_dir).resolve().name or "own", None, dataset, dataset_checksum(dataset))
+    dataset = load_corpus(corpus, data_dir)
+    return Data(corpus, corpus, dataset, dataset_checksum(dataset))
+
+
+def train_to_folder(
+    data: Data,
+    recipe: Recipe,
+    output_dir: str | Path,
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Path:
+    """Train on all recordings and leave a folder that is ready for the Hub.
+
+    Checkpoints lie in ``<output_dir>/trainer`` until the training is done.
+
+    Args:
+        data: The recordings.
+        recipe: See :mod:`timnet_hf.recipes`.
+        output_dir: Where the model goes.
+        seed: Of weights, order and augmentation.
+        overrides: ``TrainingArguments`` that win over the recipe's.
+        config: Overrides of the recipe's network.
+        resume: Go on from the newest checkpoint.
+        command: How the run was asked for, for the record.
+        progress: See :data:`Progress`.
+
+    Raises:
+        TrainingError: Nothing to resume, or a label without recordings.
+        AudioError: Recordings cannot be read.
+    """
+    from .feature_store import compute_features
+    from .hub import save_model_folder
+    from .provenance import versions
+    from .training import build_arguments, build_extractor, train
+
+    output_dir = Path(output_dir)
+    started = datetime.now(timezone.utc)
+    clock = time.perf_counter()
+    checkpoints = output_dir / "trainer"
+    arguments = build_arguments(
+        recipe,
+        checkpoints,
+        seed,
+        {"save_strategy": "epoch", "save_total_limit": 2, **(overrides or {})},
+    )
+    extractor = build_extractor(recipe, data.corpus)
+    store = compute_features(
+        data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
+    )
+    trained = train(
+        store, range(len(store)), recipe, extractor, arguments, config=config, resume=resume
+    )
+    record = {
+        "corpus": data.name,
+        "recipe": recipe.to_dict(),
+        "overrides": overrides or {},
+        "config": config or {},
+        "seed": seed,
+        "labels": store.label_names,
+        "parameters": trained.model.num_parameters(only_trainable=True),
+        "data": {"files": len(store), "sha256": data.sha256},
+        "versions": versions(),
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "wall_time_seconds": round(time.perf_counter() - clock),
+        "log": trained.log,
+    }
+    save_model_folder(output_dir, trained.model, trained.extractor, record)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return output_dir
+
+
+def run_cross_validation(
+    data: Data,
+    recipe: Recipe,
+    protocol: str,
+    results: str | Path,
+    seeds: Sequence[int] = (0,),
+    jobs: int = 1,
+    variant: str = "",
+    config: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+    selection: str = "last-epoch",
+    group_by: str | None = None,
+    n_folds: int = 10,
+    command: str = "",
+    progress: Progress | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Train and judge one model a fold and seed, then write the report.
+
+    The folds of ``kfold`` are the authors' for every seed: seeds change weights and augmentation.
+
+    Returns:
+        The run's folder and its report.
+
+    Raises:
+        ProtocolError: The folds cannot be made from these recordings.
+        CrossValidationError: The folder holds a run with another configuration.
+    """
+    from .feature_store import compute_features
+    from .protocols import make_folds
+    from .reporting import write_report
+    from .training import build_extractor
+
+    if not seeds:
+        raise CrossValidationError("No seed. Ask for at least one.")
+    folds = make_folds(
+        data.dataset, protocol, corpus=data.corpus, n_folds=n_folds, group_by=group_by
+    )
+
+    def folds_of(_seed: int) -> list[Fold]:
+        return folds
+
+    plan = Plan(
+        corpus=data.name,
+        protocol=protocol,
+        recipe=recipe,
+        data_sha256=data.sha256,
+        seeds=tuple(seeds),
+        variant=variant,
+        config=config,
+        arguments=overrides,
+        selection=selection,
+        shown_fold=folds[0].name,
+        command=command,
+    )
+    extractor = build_extractor(recipe, data.corpus)
+    store = compute_features(
+        data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
+    )
+    folder = cross_validate(
+        plan, store, extractor, folds_of, results, jobs=jobs, progress=_named(progress, "folds")
+    )
+    return folder, write_report(folder, plan, read_folds(folder, plan, folds_of))
+
+
+def with_ablation(name: str | None) -> tuple[str, dict[str, Any]]:
+    """An ablation's name → the variant's name and its overrides of the network.
+
+    Raises:
+        CrossValidationError: There is no such ablation.
+    """
+    from .configuration_timnet import ABLATIONS
+
+    if name is None:
+        return "", {}
+    if name not in ABLATIONS:
+        raise CrossValidationError(f"Unknown ablation {name!r}. Choose one of {', '.join(ABLATIONS)}.")
+    return name, dict(ABLATIONS[name])
+
+
+def _named(progress: Progress | None, what: str) -> Callable[..., None] | None:
+    if progress is None:
+        return None
+    return lambda done, total, detail="": progress(what, done, total, detail)
+
+
+__all__ = ["Data", "load_data", "run_cross_validation", "train_to_folder", "with_ablation"]

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predictions and corpora as text: a table for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMATS = ("table", "json", "csv")
+
+
+def render_predictions(
+    predictions: Iterable[Prediction], output_format: str, top_k: int, console: Console
+) -> Iterator[bool]:
+    """Print predictions; yield for each whether it failed.
+
+    JSON is one array, CSV has one row a recording and stays open to be read line by line.
+
+    Raises:
+        ValueError: The format is unknown.
+    """
+    if output_format not in FORMATS:
+        raise ValueError(f"Unknown format {output_format!r}. Choose one of {', '.join(FORMATS)}.")
+    if output_format == "csv":
+        yield from _as_csv(predictions, console)
+    elif output_format == "json":
+        found = list(predictions)
+        text = json.dumps([_as_dict(one, top_k) for one in found], indent=2, ensure_ascii=False)
+        console.file.write(text + "\n")
+        yield from (one.error is not None for one in found)
+    else:
+        yield from _as_table(list(predictions), top_k, console)
+
+
+def _as_dict(prediction: Prediction, top_k: int) -> dict[str, object]:
+    if prediction.error is not None:
+        return {"path": prediction.path, "error": prediction.error}
+    return {
+        "path": prediction.path,
+        "label": prediction.label,
+        "score": round(next(iter(prediction.scores.values())), 6),
+        "duration": round(prediction.duration, 3),
+        "silent": prediction.silent,
+        "scores": [
+            {"label": label, "score": round(score, 6)}
+            for label, score in list(prediction.scores.items())[:top_k]
+        ],
+    }
+
+
+def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[bool]:
+    labels: list[str] | None = None
+    waiting: list[Prediction] = []
+
+    def write(row: list[object]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([_cell(value) for value in row])
+        console.file.write(line.getvalue())
+        console.file.flush()
+
+    def write_prediction(one: Prediction) -> None:
+        scores = [f"{one.scores[name]:.6f}" if one.scores else "" for name in labels or []]
+        score = f"{max(one.scores.values()):.6f}" if one.scores else ""
+        write([one.path, one.label or "", score, *scores, one.error or ""])
+
+    for prediction in predictions:
+        yield prediction.error is not None
+        if labels is None and prediction.scores:
+            labels = sorted(prediction.scores)
+            write(["path", "label", "score", *labels, "error"])
+            for one in waiting:
+                write_prediction(one)
+        if labels is None:
+            waiting.append(prediction)
+        else:
+            write_prediction(prediction)
+    if labels is None:
+        write(["path", "label", "score", "error"])
+        for one in waiting:
+            write_prediction(one)
+
+
+def _cell(value: object) -> object:
+    """A cell that a spreadsheet shows, and never runs as a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def _as_table(predictions: list[Prediction], top_k: int, console: Console) -> Iterator[bool]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recording", overflow="fold")
+    table.add_column("seconds", justify="right")
+    table.add_column("emotion")
+    table.add_column("", min_width=12)
+    table.add_column("then", overflow="fold")
+    for one in predictions:
+        name = escape(Path(one.path).name.encode("unicode_escape").decode("ascii", "ignore"))
+        if one.path.isprintable():
+            name = escape(Path(one.path).name)
+        if one.error is not None:
+            table.add_row(name, "", "[red]error[/red]", "", escape(one.error))
+        else:
+            ranked = list(one.scores.items())[:top_k]
+            rest = ", ".join(f"{escape(label)} {score:.0%}" for label, score in ranked[1:])
+            label, score = ranked[0]
+            bar = "█" * max(1, round(8 * score))
+            note = "silence" if one.silent else rest
+            table.add_row(
+                name, f"{one.duration:.1f}", f"[bold]{escape(label)}[/bold]", f"{bar} {score:.0%}", note
+            )
+    console.print(table)
+    yield from (one.error is not None for one in predictions)
+
+
+def render_corpora(console: Console) -> None:
+    """Print the table of known corpora."""
+    from rich.table import Table
+
+    from .corpora import CORPORA
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "language", "recordings", "speakers", "labels", "licence"):
+        table.add_column(column, overflow="fold")
+    for corpus in CORPORA.values():
+        table.add_row(
+            corpus.name,
+            corpus.language,
+            str(corpus.n_files),
+            str(corpus.n_speakers),
+            ", ".join(corpus.labels),
+            corpus.licence,
+        )
+    console.print(table)
+
+
+__all__ = ["FORMATS", "render_corpora", "render_predictions"]

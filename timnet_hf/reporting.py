@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a cross-validation: figures, tables and plots from the folds' JSON."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .crossvalidation import Plan, write_json
+from .evaluation import softmax, uar, war
+
+BOOTSTRAP_ROUNDS = 1000
+CALIBRATION_BINS = 15
+
+
+def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
+    """Mean gap between confidence and accuracy over equally wide bins of confidence, 0 to 1."""
+    confidence = probabilities.max(1)
+    correct = probabilities.argmax(1) == references
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [
+        np.mean(bins == index) * abs(correct[bins == index].mean() - confidence[bins == index].mean())
+        for index in np.unique(bins)
+    ]
+    return float(sum(gaps))
+
+
+def bootstrap_interval(metric: Any, references: np.ndarray, predictions: np.ndarray) -> list[float]:
+    """95 % interval of a metric when recordings are drawn anew with replacement."""
+    generator = np.random.default_rng(0)
+    values = []
+    for _ in range(BOOTSTRAP_ROUNDS):
+        drawn = generator.integers(0, len(references), len(references))
+        values.append(metric(references[drawn], predictions[drawn]))
+    return [float(value) for value in np.percentile(values, (2.5, 97.5))]
+
+
+def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Everything a table shows of a run, as plain values; percentages where the field uses them."""
+    by_seed: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for fold in folds:
+        by_seed[fold["seed"]].append(fold)
+    pooled = {seed: _pool(records) for seed, records in by_seed.items()}
+    names = folds[0]["labels"]
+    per_speaker: dict[str, list[float]] = defaultdict(list)
+    for references, predictions, _, speakers, _ in pooled.values():
+        for speaker in sorted({name for name in speakers if name is not None}):
+            chosen = np.array([name == speaker for name in speakers])
+            per_speaker[speaker].append(uar(references[chosen], predictions[chosen]))
+    report: dict[str, Any] = {
+        "corpus": plan.corpus,
+        "protocol": plan.protocol,
+        "recipe": plan.name,
+        "selection": plan.selection,
+        "leaks_test_fold": plan.selection == "best-on-test",
+        "seeds": list(plan.seeds),
+        "n_folds": len(next(iter(by_seed.values()))),
+        "n_files": len(next(iter(pooled.values()))[0]),
+        "parameters": folds[0]["parameters"],
+        "labels": names,
+        "uar": _figures(uar, by_seed, pooled),
+        "war": _figures(war, by_seed, pooled),
+        "macro_f1": _mean([_macro_f1(values[0], values[1]) for values in pooled.values()]),
+        "ece": _mean([expected_calibration_error(v[2], v[0]) for v in pooled.values()], 4),
+        "per_class_recall": {
+            name: _mean([_recall(v[0], v[1], index) for v in pooled.values()])
+            for index, name in enumerate(names)
+        },
+        "per_speaker": {speaker: _mean(values) for speaker, values in per_speaker.items()},
+        "confusion": _confusion(pooled, len(names)).tolist(),
+        "baseline": {
+            "name": "svc",
+            "uar": _mean([uar(v[0], v[4]) for v in pooled.values()]),
+            "war": _mean([war(v[0], v[4]) for v in pooled.values()]),
+        },
+        "fusion_weights": np.round(np.mean([f["fusion_weights"] for f in folds], 0), 4).tolist(),
+        "wall_time_seconds": round(sum(fold["seconds"] for fold in folds)),
+        "command": plan.command,
+    }
+    report["beats_baseline"] = report["uar"]["pooled"] > report["baseline"]["uar"]
+    return report
+
+
+def write_report(folder: Path, plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write report.json, report.md and the plots beside the folds; return the report."""
+    report = build_report(plan, folds)
+    _plot_all(folder, report, folds)
+    (folder / "report.md").write_text(render_report(report), encoding="utf-8")
+    write_json(folder / "report.json", report)
+    return report
+
+
+def render_report(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"# {report['corpus']}, {report['protocol']}, {report['recipe']}",
+        "",
+        f"{report['n_files']} recordings, {report['n_folds']} folds, "
+        f"{len(report['seeds'])} seed(s), {report['parameters']:,} parameters. "
+        f"Made by `{report['command']}`.",
+        "",
+    ]
+    if report["leaks_test_fold"]:
+        lines += ["**Leaks: each fold's epoch was chosen on that fold. Not a result.**", ""]
+    lines += ["| % | pooled | mean of folds | ± folds | 95 % interval | SVC |", "|---|---|---|---|---|---|"]
+    for name in ("uar", "war"):
+        value = report[name]
+        low, high = value["ci95"]
+        lines.append(
+            f"| {name.upper()} | {value['pooled']:.2f} | {value['fold_mean']:.2f} | "
+            f"{value['fold_std']:.2f} | {low:.2f}–{high:.2f} | {report['baseline'][name]:.2f} |"
+        )
+    verdict = "beats" if report["beats_baseline"] else "**loses to**"
+    lines += [
+        "",
+        f"TIM-Net {verdict} the plain SVC. Macro F1 {report['macro_f1']:.2f} %, expected "
+        f"calibration error {report['ece']:.3f}.",
+        "",
+        "| label | recall % |",
+        "|---|---|",
+        *(f"| {name} | {value:.1f} |" for name, value in report["per_class_recall"].items()),
+        "",
+    ]
+    if report["per_speaker"]:
+        lines += [
+            "| speaker | UAR % |",
+            "|---|---|",
+            *(f"| {name} | {value:.1f} |" for name, value in report["per_speaker"].items()),
+            "",
+        ]
+    plots = ("confusion", "reliability", "fusion_weights", "tsne")
+    return "\n".join(lines + [f"![{name}]({name}.png)" for name in plots]) + "\n"
+
+
+def _pool(records: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """References, predictions, probabilities, speakers and baseline predictions of one seed."""
+    references = np.concatenate([record["references"] for record in records])
+    logits = np.concatenate([record["logits"] for record in records])
+    speakers = [name for record in records for name in record["speakers"]]
+    baseline = np.concatenate([record["baseline_predictions"] for record in records])
+    return references, logits.argmax(1), softmax(logits), speakers, baseline
+
+
+def _figures(metric: Any, by_seed: dict[int, Any], pooled: dict[int, Any]) -> dict[str, Any]:
+    """Pooled, per-fold and bootstrap figures of one metric, averaged over the seeds."""
+    name = metric.__name__
+    per_seed = [metric(values[0], values[1]) for values in pooled.values()]
+    folds = [[record[name] for record in records] for records in by_seed.values()]
+    intervals = [bootstrap_interval(metric, values[0], values[1]) for values in pooled.values()]
+    return {
+        "pooled": _mean(per_seed),
+        "fold_mean": _mean([np.mean(values) for values in folds]),
+        "fold_std": _mean([np.std(values) for values in folds]),
+        "ci95": [_mean([interval[side] for interval in intervals]) for side in (0, 1)],
+        "per_seed": [round(value, 2) for value in per_seed],
+    }
+
+
+def _mean(values: Any, digits: int = 2) -> float:
+    return round(float(np.mean(values)), digits)
+
+
+def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return 100 * float(
+        f1_score(
+            references, predictions, average="macro", labels=np.unique(references), zero_division=0
+        )
+    )
+
+
+def _recall(references: np.ndarray, predictions: np.ndarray, label: int) -> float:
+    chosen = references == label
+    return 100 * float(np.mean(predictions[chosen] == label)) if chosen.any() else 0.0
+
+
+def _confusion(pooled: dict[int, Any], size: int) -> np.ndarray:
+    """Recordings of label i taken for label j, summed over the seeds."""
+    counts = np.zeros((size, size), dtype=int)
+    for references, predictions, *_ in pooled.values():
+        np.add.at(counts, (references, predictions), 1)
+    return counts
+
+
+def _plot_all(folder: Path, report: dict[str, Any], folds: list[dict[str, Any]]) -> None:
+    from . import plots
+
+    names = report["labels"]
+    pooled = _pool(folds)
+    plots.confusion(np.array(report["confusion"]), names, folder / "confusion.png")
+    plots.reliability(pooled[2], pooled[0], CALIBRATION_BINS, folder / "reliability.png")
+    plots.fusion_weights([fold["fusion_weights"] for fold in folds], folder / "fusion_weights.png")
+    for fold in folds:
+        if "tsne" in fold:
+            labels = _labels_of_rows(folds)
+            tested = np.isin(np.arange(len(labels)), fold["rows"])
+            plots.scatter(np.array(fold["tsne"]), labels, tested, names, folder / "tsne.png")
+            break
+
+
+def _labels_of_rows(folds: list[dict[str, Any]]) -> np.ndarray:
+    """The label of every recording, in the dataset's order; -1 where no fold tests on it."""
+    size = max(len(fold.get("tsne", ())) for fold in folds)
+    labels = np.full(size, -1)
+    for fold in folds:
+        labels[fold["rows"]] = fold["references"]
+    return labels
+
+
+__all__ = ["bootstrap_interval", "build_report", "expected_calibration_error", "render_report", "write_report"]
