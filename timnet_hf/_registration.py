@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make the Auto classes of transformers know TIM-Net, without loading them for it.
+"""Make the Auto classes and pipelines of transformers know TIM-Net, without loading them for it.
 
-Loading the Auto classes costs seconds, and a program that only prints its help needs none of them.
-So each class is registered at the moment when transformers loads the table it belongs to: at once
+Loading them costs seconds, and a program that only prints its help needs none of them. So each
+class is registered at the moment when transformers loads the table it belongs to: at once
 for the tables that are loaded already, right behind the import for the others.
 """
 
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
@@ -45,18 +46,36 @@ def _register_models() -> None:
     )
 
 
+def _register_pipeline() -> None:
+    from transformers import AutoModelForAudioClassification
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .pipeline_timnet import TASK, TimNetTimelinePipeline
+
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, TimNetTimelinePipeline, pt_model=AutoModelForAudioClassification, type="audio"
+        )
+
+
 #: Module of transformers that holds a table → what to enter in it.
 _TABLES: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.feature_extraction_auto": _register_feature_extractor,
     "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.pipelines": _register_pipeline,
 }
 
 #: Our modules that the entries come from. Importing one may itself load a table, at a moment when
 #: the class to enter does not exist yet; the entry is then made when the module is complete.
 _SOURCES = {
     f"{__package__}.{name}"
-    for name in ("configuration_timnet", "feature_extraction_timnet", "modeling_timnet")
+    for name in (
+        "configuration_timnet",
+        "feature_extraction_timnet",
+        "modeling_timnet",
+        "pipeline_timnet",
+    )
 }
 
 
@@ -92,6 +111,7 @@ class _Finder(MetaPathFinder):
     def __init__(self) -> None:
         self.importing: set[str] = set()
         self.waiting: list[Callable[[], None]] = []
+        self.searching: set[tuple[int, str]] = set()
 
     def register(self) -> None:
         """Make the entries that wait, unless a module they come from is still incomplete."""
@@ -101,16 +121,22 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in _TABLES and fullname not in _SOURCES:
+        search = (get_ident(), fullname)
+        if (fullname not in _TABLES and fullname not in _SOURCES) or search in self.searching:
             return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                spec.loader = _WatchingLoader(spec.loader, self, fullname)
-                return spec
-        return None
+        # Where the package was imported twice there are two of us, and each asks the other.
+        self.searching.add(search)
+        try:
+            for finder in sys.meta_path:
+                if finder is self or not hasattr(finder, "find_spec"):
+                    continue
+                spec = finder.find_spec(fullname, path, target)
+                if spec is not None and spec.loader is not None:
+                    spec.loader = _WatchingLoader(spec.loader, self, fullname)
+                    return spec
+            return None
+        finally:
+            self.searching.discard(search)
 
 
 def register_on_import() -> None:

@@ -158,8 +158,7 @@ def stream_audio(
 def audio_info(path: AudioSource, *, name: str | None = None) -> AudioInfo:
     """Describe a recording by what it holds, not by what its header claims.
 
-    An uncompressed file whose header agrees with its size is answered at once; any other file is
-    decoded to be counted (bounded memory, a few seconds for an hour).
+    The recording is decoded to be counted, in bounded memory: a second or so for an hour.
 
     Args:
         path: A path, or what else `load_audio` takes.
@@ -172,9 +171,7 @@ def audio_info(path: AudioSource, *, name: str | None = None) -> AudioInfo:
         AudioError: As for `load_audio`. There is no limit of duration.
     """
     with open_recording(path, name) as recording:
-        frames = recording.frames
-        if frames is None:
-            frames = sum(len(block) for block in recording.blocks)
+        frames = sum(len(block) for block in recording.blocks)
         return AudioInfo(
             path=recording.name,
             sampling_rate=recording.sampling_rate,

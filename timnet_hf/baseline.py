@@ -6,13 +6,13 @@ A network that loses to it has not earned its place, and the tables say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
+    from .training import Rows
 
 
 def recording_statistics(features: np.ndarray) -> np.ndarray:
@@ -25,15 +25,15 @@ def recording_statistics(features: np.ndarray) -> np.ndarray:
         (5 · feature_size,) float64.
     """
     frames = np.asarray(features, dtype=np.float64)
-    change = np.abs(np.diff(frames, axis=0)).mean(0) if len(frames) > 1 else np.zeros(frames.shape[1])
+    change = (
+        np.abs(np.diff(frames, axis=0)).mean(0) if len(frames) > 1 else np.zeros(frames.shape[1])
+    )
     return np.concatenate(
         [frames.mean(0), frames.std(0), change, *np.percentile(frames, (10, 90), axis=0)]
     )
 
 
-def baseline_predictions(
-    store: FeatureStore, train: Sequence[int], test: Sequence[int]
-) -> np.ndarray:
+def baseline_predictions(store: FeatureStore, train: Rows, test: Rows) -> np.ndarray:
     """Class indices that the baseline, trained on ``train``, gives the recordings of ``test``."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -46,20 +46,28 @@ def main() -> None:
     """Run the command line; errors of the package end it with status 2 and one clear message."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # then click hands back the code of an Exit
     except KeyboardInterrupt:
-        err.print("stopped")
-        sys.exit(130)
+        status = 130
     except Exception as error:
         if hasattr(error, "show"):  # click's own errors: wrong options and the like
             error.show()
-            sys.exit(2)
-        if isinstance(error, (ValueError, OSError, ImportError)):
-            err.print(f"error: {error}", style="red", markup=False, highlight=False)
-            sys.exit(2)
-        if type(error).__name__ in ("Abort", "Exit"):
-            sys.exit(getattr(error, "exit_code", 1))
-        raise
+            status = 2
+        elif isinstance(error, (ValueError, OSError, ImportError)):
+            _say(f"error: {error}", err, style="red")
+            status = 2
+        elif type(error).__name__ == "Abort":  # what older versions of typer make of Ctrl-C
+            status = 130
+        else:
+            raise
+    if status == 130:
+        _say("stopped", err)
+    sys.exit(status or 0)
+
+
+def _say(text: str, console: Console = out, style: str | None = None) -> None:
+    """Print a line as it is: no markup in file names, no line breaks in what may be copied."""
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -67,7 +75,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        out.print(__version__)
+        _say(__version__)
         raise typer.Exit()
 
 
@@ -82,11 +90,13 @@ def predict(
     segments: Annotated[bool, typer.Option("--segments", help="A timeline for each file.")] = False,
 ) -> None:
     """Name the emotion in recordings."""
-    from .audio import find_audio_files
+    from .audio import AudioError, find_audio_files
     from .prediction import load_model, predict_files
     from .rendering import render_predictions
 
     files = find_audio_files(inputs)
+    if not files:
+        raise AudioError(f"{', '.join(map(str, inputs))}: no recordings; give files or a folder")
     network, extractor = load_model(model)
     predictions = predict_files(files, network, extractor)
     failed = 0
@@ -104,7 +114,9 @@ def train(
     corpus: CorpusOption = None,
     recipe: RecipeOption = "default",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
 ) -> None:
     """Train a model; any flag of transformers.TrainingArguments may follow."""
     from .experiment import load_data, train_to_folder
@@ -114,7 +126,7 @@ def train(
     chosen = get_recipe(recipe)
     overrides = _training_flags(context.args)
     data = load_data(data_dir, corpus)
-    err.print(f"{data.name}: {len(data.dataset)} recordings, recipe {recipe}, seed {seed}")
+    _say(f"{data.name}: {len(data.dataset)} recordings, recipe {recipe}, seed {seed}", err)
     try:
         with _progress() as progress:
             folder = train_to_folder(
@@ -128,10 +140,11 @@ def train(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        err.print(f"stopped; the last checkpoint is in {output_dir}/trainer. Go on with --resume.")
+        if any((output_dir / "trainer").glob("checkpoint-*")):
+            _say(f"The last checkpoint is in {output_dir / 'trainer'}; go on with --resume.", err)
         raise typer.Exit(130) from None
-    out.print(f"model in {folder}")
-    out.print(f"try it: timnet predict --model {shlex.quote(str(folder))} your.wav", markup=False)
+    _say(f"model in {folder}")
+    _say(f"try it: timnet predict --model {shlex.quote(str(folder))} your.wav")
 
 
 @app.command()
@@ -156,7 +169,7 @@ def convert(
         "command": _command(),
     }
     save_model_folder(output_dir, model, extractor, record)
-    out.print(f"model in {output_dir}")
+    _say(f"model in {output_dir}")
 
 
 @app.command("cross-validate")
@@ -208,8 +221,8 @@ def cross_validate(
         )
     for name in ("uar", "war"):
         value, baseline = report[name]["pooled"], report["baseline"][name]
-        out.print(f"{name.upper()} {value:.2f} %  (plain SVC {baseline:.2f} %)", highlight=False)
-    out.print(f"report in {folder}")
+        _say(f"{name.upper()} {value:.2f} %  (plain SVC {baseline:.2f} %)")
+    _say(f"report in {folder}")
 
 
 corpora_app = typer.Typer(help="The corpora of the paper.", no_args_is_help=True)
@@ -231,7 +244,7 @@ def corpora_check(name: str, data_dir: DataOption) -> None:
     from .corpora import check_corpus
 
     report = check_corpus(name, data_dir)
-    out.print(str(report), markup=False, highlight=False)
+    _say(str(report))
     if not report.ok:
         raise typer.Exit(2)
 
@@ -245,7 +258,7 @@ def corpora_download(name: str, data_dir: DataOption) -> None:
         folder = download_corpus(
             name, data_dir, progress=lambda done, total: progress("download", done, total or 0, "")
         )
-    out.print(f"{name} in {folder}")
+    _say(f"{name} in {folder}")
 
 
 @contextmanager
@@ -275,7 +288,7 @@ def _progress() -> Iterator[Any]:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, detail=detail)
             bars.update(tasks[what], completed=done, total=total, detail=detail)
-            if done >= total:
+            if 0 < total <= done:
                 bars.stop_task(tasks[what])
 
         yield update
@@ -289,7 +302,13 @@ def _training_flags(arguments: list[str]) -> dict[str, Any]:
 
     from transformers import HfArgumentParser, TrainingArguments
 
-    parser = HfArgumentParser(TrainingArguments, prog="timnet train", allow_abbrev=False)
+    flags: Any = TrainingArguments
+    parser = HfArgumentParser(
+        flags,
+        prog="timnet train",
+        usage="timnet train --data-dir DIR --output-dir DIR [flags of TrainingArguments]",
+        allow_abbrev=False,
+    )
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
@@ -306,8 +325,11 @@ def _flag(argument: str) -> str:
 
 def _command() -> str:
     """What the user typed, with file names only: records go public, folders on a disk do not."""
-    words = ["timnet", *sys.argv[1:]]
-    return shlex.join(Path(word).name if "/" in word else word for word in words)
+    words = ["timnet"]
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(option + equals + (Path(value).name if "/" in value else value))
+    return shlex.join(words)
 
 
 __all__ = ["app", "main"]

@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -140,12 +140,13 @@ def cross_validate(
         The run's folder.
 
     Raises:
-        CrossValidationError: The folder holds a run with another configuration.
+        CrossValidationError: The folder holds a run with another configuration or other folds, a
+            training diverged, or a worker process was ended from outside.
     """
     folder = plan.folder(results)
     _claim(folder, plan)
     tasks = [(seed, fold) for seed in plan.seeds for fold in make_folds(seed)]
-    open_tasks = [task for task in tasks if not _is_done(folder, plan, *task)]
+    open_tasks = [task for task in tasks if _read_fold(folder, plan, *task) is None]
     done = len(tasks) - len(open_tasks)
     if progress is not None:
         progress(done, len(tasks), "")
@@ -156,7 +157,9 @@ def cross_validate(
     return folder
 
 
-def read_folds(folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]) -> list[dict]:
+def read_folds(
+    folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
+) -> list[dict[str, Any]]:
     """All folds' JSON of a finished run, by seed and fold.
 
     Raises:
@@ -165,10 +168,11 @@ def read_folds(folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
     records = []
     for seed in plan.seeds:
         for fold in make_folds(seed):
-            if not _is_done(folder, plan, seed, fold):
+            record = _read_fold(folder, plan, seed, fold)
+            if record is None:
                 path = _fold_path(folder, seed, fold)
                 raise CrossValidationError(f"{path}: not done yet. Run the command again.")
-            records.append(json.loads(_fold_path(folder, seed, fold).read_text()))
+            records.append(record)
     return records
 
 
@@ -194,11 +198,25 @@ def _claim(folder: Path, plan: Plan) -> None:
     write_json(path, {"fixed": fixed, "command": plan.command, "versions": versions()})
 
 
-def _is_done(folder: Path, plan: Plan, seed: int, fold: Fold) -> bool:
+def _read_fold(folder: Path, plan: Plan, seed: int, fold: Fold) -> dict[str, Any] | None:
+    """A fold's JSON if that fold is done, else None; damaged files count as not done.
+
+    Raises:
+        CrossValidationError: A fold of that name was tested on other recordings.
+    """
     path = _fold_path(folder, seed, fold)
-    if not path.exists():
-        return False
-    return json.loads(path.read_text())["fingerprint"] == plan.fingerprint()
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record["fingerprint"] != plan.fingerprint():
+        return None
+    if record["rows"] != fold.test.tolist() or record["n_train"] != len(fold.train):
+        raise CrossValidationError(
+            f"{path}: holds a fold of other recordings, from another number of folds or another "
+            f"column to group by. Move {folder} away, or choose another results folder."
+        )
+    return record
 
 
 def _run(
@@ -228,8 +246,13 @@ def _run(
                 seed, fold = futures[future]
                 write_json(_fold_path(folder, seed, fold), future.result())
                 yield f"seed {seed}, {fold.name}"
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenExecutor):
+                raise CrossValidationError(
+                    "A worker process was ended from outside, perhaps for want of memory. Run the "
+                    "command again with fewer --jobs; finished folds are kept."
+                ) from error
             raise
 
 
@@ -282,6 +305,11 @@ def _run_fold(
     logits, _ = score(trained.model, trained.extractor, store, fold.test)
     if watcher is not None:
         logits = watcher.logits
+    if not np.isfinite(logits).all():
+        raise CrossValidationError(
+            f"seed {seed}, {fold.name}: the training diverged, its logits are not finite. Lower "
+            "the learning rate."
+        )
     references = store.labels[fold.test]
     baseline = baseline_predictions(store, fold.train, fold.test)
     record = {
@@ -314,7 +342,14 @@ def _fusion_weights(model: Any) -> list[float]:
     fusion = model.timnet.fusion
     with torch.no_grad():
         _, weights = fusion(torch.zeros(1, fusion.num_scales, 1))
-    return [round(float(weight), 4) for weight in weights]
+    return [round(weight, 4) for weight in weights.tolist()]
 
 
-__all__ = ["SELECTIONS", "CrossValidationError", "Plan", "cross_validate", "read_folds", "write_json"]
+__all__ = [
+    "SELECTIONS",
+    "CrossValidationError",
+    "Plan",
+    "cross_validate",
+    "read_folds",
+    "write_json",
+]

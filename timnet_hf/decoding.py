@@ -57,15 +57,21 @@ _FLAC_FRAMES = 1024  # where a FLAC breaks off, libsndfile throws away all of th
 _MP3_TAIL_BYTES = 4096  # more than a frame and the usual tags behind the last one
 _STALL_SECONDS = 60.0  # ffmpeg that delivers nothing for so long is killed
 
-# Uncompressed samples take a fixed number of bytes: there, a header can be held against the size.
-_SAMPLE_BYTES = {"PCM_U8": 1, "PCM_S8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3}
-_SAMPLE_BYTES |= {"PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
-
 # libsndfile also "recognises" formats by two bytes or a plausible length (MPC2K, HTK, XI, MAT4 …):
 # from those, chance would make audio out of any file. These have real signatures.
 _LIBSNDFILE_FORMATS = frozenset(
     "WAV WAVEX RF64 W64 AIFF AU CAF FLAC OGG MP3 NIST VOC SVX IRCAM".split()
 )
+# Encodings that end where the file ends …
+_PACKED = frozenset("VORBIS OPUS MPEG_LAYER_I MPEG_LAYER_II MPEG_LAYER_III".split())
+_PACKED |= {"ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32"}
+# … and those of so many bytes a sample, which libsndfile goes on decoding out of nothing for as
+# long as a header claims: 1.7 kB can promise years. The size of the file says where to stop.
+_SAMPLE_BYTES: dict[str, float] = {"PCM_U8": 1, "PCM_S8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4}
+_SAMPLE_BYTES |= {"FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1, "IMA_ADPCM": 0.5, "MS_ADPCM": 0.5}
+_SAMPLE_BYTES |= {"GSM610": 65 / 320, "G721_32": 0.5, "G723_24": 0.375, "G723_40": 0.625}
+_SAMPLE_BYTES |= {"NMS_ADPCM_16": 0.25, "NMS_ADPCM_24": 0.375, "NMS_ADPCM_32": 0.5}
+_SLACK_FRAMES = 1024  # the last block of these may be cut short
 # One file, one recording. Playlists, image lists, scripts and network descriptions (hls, concat,
 # dash, sdp …) are left out: they would make ffmpeg open other files of the host.
 _FFMPEG_FORMATS = (
@@ -87,7 +93,8 @@ class Recording:
         format: libsndfile's name of the container ("WAV", "FLAC" …), or "ffmpeg".
         sampling_rate: In Hz, 1,000 to 768,000.
         channels: At least 1.
-        frames: Samples per channel; None where only decoding can tell.
+        frames: Samples per channel, about, as its header claims, where the size of the file bears
+            that out; None where only decoding can tell.
         blocks: The samples as they are decoded, once: float32 of shape (frames, channels), full
             scale ±1. At least one block, none empty. Raises `AudioError` at a bad sample.
     """
@@ -127,7 +134,9 @@ def open_recording(source: AudioSource, name: str | None = None) -> Iterator[Rec
             reason = _reason(error)
         else:
             with decoder:
-                if decoder.format in _LIBSNDFILE_FORMATS:
+                if decoder.format in _LIBSNDFILE_FORMATS and (
+                    decoder.subtype in _PACKED or decoder.subtype in _SAMPLE_BYTES
+                ):
                     yield _checked(_libsndfile_recording(decoder, file, shown))
                     return
             reason = "Format not recognised"
@@ -224,27 +233,31 @@ class _SequentialSoundFile(soundfile.SoundFile):
 
 
 def _libsndfile_recording(decoder: soundfile.SoundFile, file: BinaryIO, name: str) -> Recording:
-    size = os.fstat(file.fileno()).st_size
-    width = _SAMPLE_BYTES.get(decoder.subtype) if decoder.format != "FLAC" else None
-    counted = width and 0 < decoder.frames * decoder.channels * width <= size
+    most: float = math.inf
+    if decoder.format != "FLAC" and decoder.subtype in _SAMPLE_BYTES:
+        size = os.fstat(file.fileno()).st_size
+        most = size // (_SAMPLE_BYTES[decoder.subtype] * decoder.channels) + _SLACK_FRAMES
     return Recording(
         name=name,
         format=decoder.format,
         sampling_rate=decoder.samplerate,
         channels=decoder.channels,
-        frames=decoder.frames if counted else None,
-        blocks=_libsndfile_blocks(decoder, file, name),
+        frames=decoder.frames if decoder.frames <= most < math.inf else None,
+        blocks=_libsndfile_blocks(decoder, file, name, most),
     )
 
 
 def _libsndfile_blocks(
-    decoder: soundfile.SoundFile, file: BinaryIO, name: str
+    decoder: soundfile.SoundFile, file: BinaryIO, name: str, most: float
 ) -> Iterator[np.ndarray]:
     frames, position = max(1, _BLOCK_VALUES // decoder.channels), 0
     if decoder.format == "FLAC":
         frames = _FLAC_FRAMES
     try:
-        while len(block := decoder.read(frames, dtype="float32", always_2d=True)):
+        while wanted := int(min(frames, most - position)):
+            block = decoder.read(wanted, dtype="float32", always_2d=True)
+            if not len(block):
+                break
             yield block
             position += len(block)
     except soundfile.LibsndfileError as error:

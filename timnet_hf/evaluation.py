@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,14 @@ from transformers import TrainerCallback
 from .feature_extraction_timnet import TimNetFeatureExtractor
 from .feature_store import FeatureStore
 from .modeling_timnet import TimNetForAudioClassification
-from .training import RecordingSet, collate
+from .training import RecordingSet, Rows, collate
 
 
 def score(
     model: TimNetForAudioClassification,
     extractor: TimNetFeatureExtractor,
     store: FeatureStore,
-    indices: Sequence[int],
+    indices: Rows,
     batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (recordings, num_labels) and fused vectors (recordings, pooled_size), in order.
@@ -31,7 +30,7 @@ def score(
     order = sorted(
         range(len(recordings)), key=lambda item: recordings[item]["input_values"].shape[0]
     )
-    logits = np.zeros((len(order), model.config.num_labels), dtype=np.float32)
+    logits = np.zeros((len(order), int(model.config.num_labels or 0)), dtype=np.float32)
     fused = np.zeros((len(order), model.config.pooled_size), dtype=np.float32)
     model.eval()
     with torch.inference_mode():
@@ -50,7 +49,7 @@ class BestOnTest(TrainerCallback):
     This is how the paper's first figures were chosen. It leaks: it is here to show by how much.
     """
 
-    def __init__(self, store: FeatureStore, test: Sequence[int]):
+    def __init__(self, store: FeatureStore, test: Rows):
         self.store = store
         self.test = test
         self.best = -1.0

@@ -6,6 +6,7 @@ Script and command line call these functions, so a result never depends on who a
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -15,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .crossvalidation import CrossValidationError, Plan, cross_validate, read_folds
+from .crossvalidation import CrossValidationError, Plan, cross_validate, read_folds, write_json
 from .recipes import Recipe
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Data:
     """Recordings to learn from.
 
     Attributes:
-        name: A corpus of the paper, or "own" for the user's data.
+        name: A corpus of the paper, or the name of the folder with the user's own data.
         corpus: The same where it is a known corpus, else None.
         dataset: See :mod:`timnet_hf.corpora`.
         sha256: Checksum of names and contents.
@@ -52,13 +53,16 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
     Raises:
         CorpusError: Something is missing or cannot be read; the message names it.
     """
-    from .corpora import dataset_checksum, load_corpus, load_folder
+    from .corpora import dataset_checksum, find_corpus, load_corpus, load_folder
 
     if corpus is None:
         dataset = load_folder(data_dir)
-        return Data(Path(data_dir).resolve().name or "own", None, dataset, dataset_checksum(dataset))
-    dataset = load_corpus(corpus, data_dir)
-    return Data(corpus, corpus, dataset, dataset_checksum(dataset))
+        return Data(
+            Path(data_dir).resolve().name or "own", None, dataset, dataset_checksum(dataset)
+        )
+    name = find_corpus(corpus).name
+    dataset = load_corpus(name, data_dir)
+    return Data(name, name, dataset, dataset_checksum(dataset))
 
 
 def train_to_folder(
@@ -88,13 +92,15 @@ def train_to_folder(
         progress: See :data:`Progress`.
 
     Raises:
-        TrainingError: Nothing to resume, or a label without recordings.
+        TrainingError: Nothing to resume, or what is there belongs to another training; checkpoints
+            of an unfinished training would be overwritten; a label without recordings.
         AudioError: Recordings cannot be read.
+        OSError: The folder cannot be written to.
     """
     from .feature_store import compute_features
     from .hub import save_model_folder
     from .provenance import versions
-    from .training import build_arguments, build_extractor, train
+    from .training import ProgressReport, build_arguments, build_extractor, train
 
     output_dir = Path(output_dir)
     started = datetime.now(timezone.utc)
@@ -104,14 +110,29 @@ def train_to_folder(
         recipe,
         checkpoints,
         seed,
-        {"save_strategy": "epoch", "save_total_limit": 2, **(overrides or {})},
+        {
+            "save_strategy": "epoch",
+            "save_total_limit": 2,
+            "disable_tqdm": progress is not None,
+            **(overrides or {}),
+        },
     )
+    fixed = {"recipe": recipe.to_dict(), "config": config or {}, "seed": seed, "data": data.sha256}
+    _claim_checkpoints(checkpoints, fixed, resume)
     extractor = build_extractor(recipe, data.corpus)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
     )
+    shown = _named(progress, "training")
     trained = train(
-        store, range(len(store)), recipe, extractor, arguments, config=config, resume=resume
+        store,
+        range(len(store)),
+        recipe,
+        extractor,
+        arguments,
+        config=config,
+        resume=resume,
+        callbacks=[ProgressReport(shown)] if shown else [],
     )
     record = {
         "corpus": data.name,
@@ -131,6 +152,28 @@ def train_to_folder(
     save_model_folder(output_dir, trained.model, trained.extractor, record)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return output_dir
+
+
+def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> None:
+    """Note whose checkpoints will lie in a folder; never mix those of two trainings."""
+    from .training import TrainingError, newest_checkpoint
+
+    note = folder / "training.json"
+    fixed = json.loads(json.dumps(fixed, default=list))
+    if resume:
+        newest_checkpoint(folder)
+        noted = json.loads(note.read_text(encoding="utf-8")) if note.exists() else fixed
+        if differing := sorted(key for key in fixed if fixed[key] != noted.get(key)):
+            raise TrainingError(
+                f"{folder}: its checkpoints are of a training with another "
+                f"{', '.join(differing)}. Resume with the same, or choose another output folder."
+            )
+    elif any(folder.glob("checkpoint-*")):
+        raise TrainingError(
+            f"{folder}: holds checkpoints of an unfinished training. Go on with --resume, or "
+            "remove them."
+        )
+    write_json(note, fixed)
 
 
 def run_cross_validation(
@@ -208,7 +251,9 @@ def with_ablation(name: str | None) -> tuple[str, dict[str, Any]]:
     if name is None:
         return "", {}
     if name not in ABLATIONS:
-        raise CrossValidationError(f"Unknown ablation {name!r}. Choose one of {', '.join(ABLATIONS)}.")
+        raise CrossValidationError(
+            f"Unknown ablation {name!r}. Choose one of {', '.join(ABLATIONS)}."
+        )
     return name, dict(ABLATIONS[name])
 
 

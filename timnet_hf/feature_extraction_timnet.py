@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torchaudio.functional import create_dct, melscale_fbanks
 from transformers import BatchFeature, SequenceFeatureExtractor
-from transformers.utils import TensorType, logging
+from transformers.utils import logging
+from transformers.utils.generic import TensorType
 
 logger = logging.get_logger(__name__)
 
@@ -53,6 +55,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_samples": PAPER_NUM_SAMPLES["emodb"],
     },
 }
+
+#: Setting → its kind, its range, and whether it may be None.
+_RANGES: dict[str, tuple[type, float, float, bool]] = {
+    "feature_size": (Integral, 1, 512, False),
+    "sampling_rate": (Integral, 1_000, 768_000, False),
+    "padding_value": (Real, -1e6, 1e6, False),
+    "n_fft": (Integral, 2, 65_536, False),
+    "win_length": (Integral, 1, 65_536, False),
+    "hop_length": (Integral, 1, 65_536, False),
+    "num_mel_bins": (Integral, 1, 512, False),
+    "top_db": (Real, 1, 1_000, True),
+    "trim_db": (Real, 1, 1_000, True),
+    "num_samples": (Integral, 1, 100_000_000, True),
+}
+
+#: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
+MAX_AMPLITUDE = 1e5
 
 #: Power of a frame (sum over mel bands) under which a clip counts as digital silence.
 SILENCE_POWER = 1e-10
@@ -138,33 +157,42 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
         self._check()
 
     def _check(self) -> None:
-        if not 1 <= self.feature_size <= self.num_mel_bins:
+        """Check kinds and ranges: the settings may come from anyone's JSON file."""
+        for name, (kind, low, high, optional) in _RANGES.items():
+            value = getattr(self, name)
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                what = "an integer" if kind is Integral else "a number"
+                raise ValueError(f"{name} must be {what} from {low} to {high}, not {value!r}.")
+        if self.feature_size > self.num_mel_bins:
             raise ValueError(
-                f"feature_size must lie in 1..num_mel_bins ({self.num_mel_bins}), "
-                f"not {self.feature_size}."
+                f"feature_size ({self.feature_size}) must not exceed num_mel_bins "
+                f"({self.num_mel_bins})."
             )
-        if not 1 <= self.win_length <= self.n_fft or self.hop_length < 1:
+        if self.win_length > self.n_fft:
             raise ValueError(
-                f"n_fft ({self.n_fft}) must be at least win_length ({self.win_length}), which must "
-                f"be at least 1, like hop_length ({self.hop_length})."
+                f"win_length ({self.win_length}) must not exceed n_fft ({self.n_fft})."
             )
         if not 0 <= self.min_frequency < self.max_frequency <= self.sampling_rate / 2:
             raise ValueError(
                 f"The mel range {self.min_frequency}..{self.max_frequency} Hz must be increasing "
                 f"and end at or below half the sampling rate ({self.sampling_rate / 2} Hz)."
             )
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {self.num_samples}.")
         if (self.mean is None) != (self.std is None):
             raise ValueError("Give both mean and std, or neither.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.feature_size:
                 raise ValueError(f"{name} has {len(values)} values, not {self.feature_size}.")
+            if values is not None and not np.isfinite(values).all():
+                raise ValueError(f"Every value of {name} must be finite.")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("Every value of std must be above 0.")
 
     @classmethod
-    def from_preset(cls, preset: str, corpus: str | None = None, **kwargs: Any) -> TimNetFeatureExtractor:
+    def from_preset(
+        cls, preset: str, corpus: str | None = None, **kwargs: Any
+    ) -> TimNetFeatureExtractor:
         """Make an extractor from a named preset.
 
         Args:
@@ -199,7 +227,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
             digital silence yields frames that are all alike.
 
         Raises:
-            ValueError: The waveform is empty, not one-dimensional, or has NaN or infinite samples.
+            ValueError: The waveform is empty, not one-dimensional, holds integers, or has samples
+                that are NaN, infinite or beyond ±100,000.
         """
         samples = _as_samples(waveform)
         if self.num_samples is not None:
@@ -269,7 +298,7 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             ValueError: The sampling rate differs, the input is not mono, or a waveform is empty
-                or has NaN or infinite samples.
+                or has samples that no recording has.
         """
         if sampling_rate is None:
             logger.warning_once(
@@ -311,7 +340,7 @@ def _as_batch(raw_speech: Any) -> list[Any]:
 
 
 def _as_samples(waveform: Any) -> torch.Tensor:
-    samples = torch.as_tensor(waveform).detach().to("cpu", torch.float32)
+    samples = torch.as_tensor(waveform).detach()
     if samples.ndim != 1:
         raise ValueError(
             f"Expected a mono waveform (samples,), got shape {tuple(samples.shape)}. "
@@ -319,9 +348,17 @@ def _as_samples(waveform: Any) -> torch.Tensor:
         )
     if samples.numel() == 0:
         raise ValueError("The waveform is empty. Pass at least one sample.")
+    if not samples.is_floating_point():
+        raise ValueError(
+            f"The waveform holds {samples.dtype} values. Pass floating-point samples within ±1: "
+            "16-bit integers divided by 32768."
+        )
     if not bool(torch.isfinite(samples).all()):
         raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
-    return samples
+    peak = float(samples.abs().max())
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
+    return samples.to("cpu", torch.float32)
 
 
 def _centre(samples: torch.Tensor, length: int) -> torch.Tensor:

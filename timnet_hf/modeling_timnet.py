@@ -18,6 +18,7 @@ statistics are taken over valid frames alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
 
@@ -47,35 +48,49 @@ class TimNetModelOutput(ModelOutput):
             output, every one shaped like ``last_hidden_state``.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    scale_vectors: torch.FloatTensor | None = None
-    fusion_weights: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    scale_vectors: torch.Tensor | None = None
+    fusion_weights: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class TimNetBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over (batch, frames) whose batch statistics leave padding out."""
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
-        """Normalise ``hidden`` (batch, channels, frames); ``mask`` (batch, 1, frames) is 1 at valid frames, 0 at padding."""
-        if mask is None or not self.training:
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise (batch, channels, frames); mask (batch, 1, frames): 1 valid, 0 padding."""
+        if not self.training:
             return super().forward(hidden)
-        # One pass over all frames with the padding at zero, then put right for how many it was:
-        # Σx and Σx² stay the same, only the count they are divided by differs.
-        count = mask.sum().clamp(min=1)
-        excess = mask.numel() / count
-        variance, mean = torch.var_mean(hidden * mask, (0, 2), correction=0)
-        variance = excess * (variance + mean.square() * (1 - excess))
-        mean = excess * mean
-        with torch.no_grad():
-            unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked.add_(1)
+        # Gradient checkpointing runs a block again inside the backward pass: the same batch must
+        # not count twice in the running statistics.
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if mask is None and not again:
+            return super().forward(hidden)
+        if mask is None:
+            weights = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(hidden, *weights, training=True, momentum=0.0, eps=self.eps)
+        # Plain sums over the valid frames, in float32: a reduction over two axes at once is slow on
+        # a CPU, and bfloat16 cannot count past 256.
+        values = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        count = mask.sum(dtype=values.dtype).clamp(min=1)
+        valid = values * mask
+        mean = valid.sum(-1).sum(0) / count
+        variance = ((valid * values).sum(-1).sum(0) / count - mean.square()).clamp(min=0)
+        if not again:
+            with torch.no_grad():
+                unbiased = variance * (count / (count - 1).clamp(min=1))
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+                self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None], hidden, scale[:, None])
+        return torch.addcmul(shift[:, None], values, scale[:, None]).to(hidden.dtype)
 
 
 class TimNetCausalLayer(nn.Module):
@@ -106,7 +121,7 @@ class TimNetCausalLayer(nn.Module):
 
 
 class TimNetBlock(GradientCheckpointingLayer):
-    """Temporal-aware block: two causal layers make a gate in (0, 1) that the input passes through."""
+    """Temporal-aware block: two causal layers make a gate in (0, 1) for the block's input."""
 
     def __init__(self, config: TimNetConfig, dilation: int):
         super().__init__()
@@ -146,7 +161,9 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     """Mean of (batch, channels, frames) over the frames where mask (batch, 1, frames) is 1."""
     if mask is None:
         return values.mean(-1)
-    return (values * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    # Mean over all frames, then put right: a sum would overflow float16, and a count bfloat16.
+    excess = mask.shape[-1] / mask.sum(-1, dtype=torch.float32).clamp(min=1)
+    return (values * mask).mean(-1) * excess.to(values.dtype)
 
 
 class TimNetFusion(nn.Module):
@@ -160,7 +177,8 @@ class TimNetFusion(nn.Module):
             self.weight = nn.Parameter(torch.empty(config.num_scales))
 
     def forward(self, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fuse (batch, num_scales, size) to (batch, size); also return the weights (num_scales,)."""
+        """Fuse (batch, num_scales, size) to (batch, size); return the weights (num_scales,) too."""
+        weights: torch.Tensor
         if self.learned:
             weights = self.weight
         else:
@@ -174,23 +192,24 @@ class TimNetPreTrainedModel(PreTrainedModel):
     config_class = TimNetConfig
     base_model_prefix = "timnet"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = ("audio",)  # type: ignore[assignment]  # a tuple, as the library itself has
     supports_gradient_checkpointing = True
     _no_split_modules = ["TimNetBlock"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Keras' defaults, as the published network has them: Glorot-uniform kernels, zero biases."""
+        """Keras' defaults, as the published network has them: Glorot-uniform kernels, no bias."""
         if isinstance(module, nn.Conv1d):
             # Each group is a layer of its own, so its fans are counted alone.
             fans = (module.in_channels + module.out_channels) / module.groups
             bound = math.sqrt(6 / (fans * module.kernel_size[0]))
             init.uniform_(module.weight, -bound, bound)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):
+        elif isinstance(module, TimNetBatchNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
@@ -216,6 +235,12 @@ class TimNetModel(TimNetPreTrainedModel):
             TimNetBlock(config, 2**index) for index in range(config.num_hidden_layers)
         )
         self.pooling = TimNetPooling(config)
+        if config.normalize_scales:
+            self.scale_norm = nn.BatchNorm1d(
+                config.num_scales * config.pooled_size,
+                eps=config.batch_norm_eps,
+                momentum=config.batch_norm_momentum,
+            )
         self.fusion = TimNetFusion(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -256,38 +281,45 @@ class TimNetModel(TimNetPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
-        frames = input_values.shape[1]
-        order, mask = _reading_orders(attention_mask, frames, self.config.num_streams)
-        views = torch.cat(_read(input_values, order, self.config.num_streams), dim=-1).transpose(1, 2)
+        streams = self.config.num_streams
+        order, mask = _reading_orders(attention_mask, input_values, streams)
+        views = _read([input_values] * streams, order).transpose(1, 2)
         if mask is not None:
             # Whatever stands in the padding, even NaN, is gone before anything is multiplied by 0.
             views = views.masked_fill(~mask, 0)
             mask = mask.to(views.dtype)
-        hidden = self.embed(views)
+        states: list[torch.Tensor] = []
 
-        states = [hidden]
+        def keep(hidden: torch.Tensor) -> torch.Tensor:
+            # A state that is handed out lies on the way to the answer, so that its gradient can be
+            # asked for. Nothing is kept, and nothing detours, where it is not.
+            if not output_hidden_states:
+                return hidden
+            states.append(_restore(hidden, order, mask, streams))
+            return _read(states[-1].chunk(streams, dim=-1), order).transpose(1, 2).contiguous()
+
+        hidden = keep(self.embed(views))
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, mask)
-            states.append(hidden)
+            hidden = keep(block(hidden, mask))
             if self.config.multi_scale or index == len(self.blocks) - 1:
                 scales.append(self.pooling(hidden, mask))
         scale_vectors = torch.stack(scales, dim=1)
+        if self.config.normalize_scales:
+            scale_vectors = self.scale_norm(scale_vectors.flatten(1)).view_as(scale_vectors)
         fused, weights = self.fusion(scale_vectors)
 
-        kept = states if output_hidden_states else states[-1:]
-        restored = tuple(_restore(state, order, mask, self.config.num_streams) for state in kept)
         return TimNetModelOutput(
-            last_hidden_state=restored[-1],
+            last_hidden_state=states[-1] if states else _restore(hidden, order, mask, streams),
             pooler_output=fused,
             scale_vectors=scale_vectors,
             fusion_weights=weights,
-            hidden_states=restored if output_hidden_states else None,
+            hidden_states=tuple(states) if output_hidden_states else None,
         )
 
 
 def _reading_orders(
-    attention_mask: torch.Tensor | None, frames: int, num_streams: int
+    attention_mask: torch.Tensor | None, values: torch.Tensor, num_streams: int
 ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
     """Where each stream reads its frames from: valid ones first, forwards and backwards.
 
@@ -297,14 +329,15 @@ def _reading_orders(
     """
     if attention_mask is None:
         return None, None
-    if attention_mask.shape[1] != frames:
+    if attention_mask.shape != values.shape[:2]:
         raise ValueError(
-            f"attention_mask has {attention_mask.shape[1]} frames, input_values has {frames}."
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values has "
+            f"(batch, frames) {tuple(values.shape[:2])}."
         )
     valid = attention_mask != 0
     length = valid.sum(1, keepdim=True)
     forward = torch.argsort((~valid).to(torch.int32), dim=1, stable=True)
-    position = torch.arange(frames, device=valid.device).expand_as(forward)
+    position = torch.arange(valid.shape[1], device=valid.device).expand_as(forward)
     within = position < length
     orders = [forward]
     if num_streams == 2:
@@ -313,13 +346,13 @@ def _reading_orders(
     return orders, within.unsqueeze(1)
 
 
-def _read(
-    values: torch.Tensor, order: list[torch.Tensor] | None, num_streams: int
-) -> list[torch.Tensor]:
-    """The input (batch, frames, size) once for each stream, in that stream's reading order."""
+def _read(parts: Sequence[torch.Tensor], order: list[torch.Tensor] | None) -> torch.Tensor:
+    """Take each stream's frames (batch, frames, size) in its reading order, side by side."""
     if order is None:
-        return [values, values.flip(1)][:num_streams]
-    return [torch.take_along_dim(values, index.unsqueeze(-1), dim=1) for index in order]
+        return torch.cat([parts[0], *(part.flip(1) for part in parts[1:])], dim=-1)
+    pairs = zip(parts, order, strict=True)
+    taken = [part.gather(1, index.unsqueeze(-1).expand_as(part)) for part, index in pairs]
+    return torch.cat(taken, dim=-1)
 
 
 def _restore(
@@ -328,17 +361,11 @@ def _restore(
     mask: torch.Tensor | None,
     num_streams: int,
 ) -> torch.Tensor:
-    """Undo the reading order: (batch, channels, frames) → (batch, frames, channels) in time order."""
-    if order is None or mask is None:
-        parts = hidden.transpose(1, 2).chunk(num_streams, dim=-1)
-        return torch.cat([parts[0], *(part.flip(1) for part in parts[1:])], dim=-1)
-    hidden = (hidden * mask).transpose(1, 2)
-    parts = hidden.chunk(num_streams, dim=-1)
-    restored = [
-        torch.take_along_dim(part, torch.argsort(index, dim=1).unsqueeze(-1), dim=1)
-        for part, index in zip(parts, order, strict=True)
-    ]
-    return torch.cat(restored, dim=-1)
+    """Undo the reading order: (batch, channels, frames) → time order (batch, frames, channels)."""
+    if order is not None and mask is not None:
+        hidden = hidden * mask
+        order = [torch.argsort(index, dim=1) for index in order]
+    return _read(hidden.transpose(1, 2).chunk(num_streams, dim=-1), order)
 
 
 class TimNetForAudioClassification(TimNetPreTrainedModel):
@@ -346,10 +373,10 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
 
     def __init__(self, config: TimNetConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.timnet = TimNetModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.pooled_size, config.num_labels)
+        self.classifier = nn.Linear(config.pooled_size, self.num_labels)
         self.post_init()
 
     @can_return_tuple

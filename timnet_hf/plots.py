@@ -50,7 +50,11 @@ def reliability(probabilities: np.ndarray, references: np.ndarray, bins: int, pa
     for index in np.unique(place):
         chosen = place == index
         axes.bar(
-            (index + 0.5) / bins, correct[chosen].mean(), width=0.9 / bins, color="tab:blue", alpha=0.7
+            (index + 0.5) / bins,
+            correct[chosen].mean(),
+            width=0.9 / bins,
+            color="tab:blue",
+            alpha=0.7,
         )
         axes.plot(confidence[chosen].mean(), correct[chosen].mean(), "o", color="tab:orange")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
@@ -61,7 +65,9 @@ def fusion_weights(weights: Sequence[Sequence[float]], path: Path) -> None:
     """Learned weight of each scale, mean and spread over the models."""
     values = np.array(weights)
     figure, axes = _figure(5, 3.4)
-    axes.bar(range(values.shape[1]), values.mean(0), yerr=values.std(0), color="tab:blue", alpha=0.7)
+    axes.bar(
+        range(values.shape[1]), values.mean(0), yerr=values.std(0), color="tab:blue", alpha=0.7
+    )
     axes.axhline(0, color="grey", linewidth=1)
     axes.set(xlabel="scale, finest first", ylabel="fusion weight")
     _save(figure, path)

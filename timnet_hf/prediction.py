@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def resolve_model(name: str | Path | None = None) -> str:
     """A shipped checkpoint's name, a folder or a Hub id → what ``from_pretrained`` takes.
 
     Raises:
-        ModelError: The checkpoint that comes with the package is not there.
+        ModelError: The checkpoint that comes with the package is not there, or the name can only
+            be that of a folder, and there is none.
     """
     name = str(name or DEFAULT_CHECKPOINT)
     if Path(name).is_dir():
@@ -67,6 +69,9 @@ def resolve_model(name: str | Path | None = None) -> str:
         return str(shipped)
     if name == DEFAULT_CHECKPOINT:
         raise ModelError(f"{shipped}: the shipped checkpoint is missing. Reinstall timnet-hf.")
+    path = Path(name)
+    if path.exists() or path.is_absolute() or name[0] in ".~" or name.count("/") > 1:
+        raise ModelError(f"{name}: not a folder. Give a folder that `timnet train` wrote.")
     return name
 
 
@@ -87,26 +92,57 @@ def load_model(
     from .modeling_timnet import TimNetForAudioClassification
 
     source = resolve_model(name)
+    pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
-        values, _ = TimNetConfig.get_config_dict(source, revision=revision)
+        values, _ = TimNetConfig.get_config_dict(source, **pinned)
         if values.get("model_type") != TimNetConfig.model_type:
             raise ModelError(
                 f"{source}: holds a {values.get('model_type') or 'nameless'} model, not a timnet. "
                 "Give the folder or Hub id of a TIM-Net."
             )
-        model = TimNetForAudioClassification.from_pretrained(
-            source, revision=revision, use_safetensors=True
-        )
-        extractor = TimNetFeatureExtractor.from_pretrained(source, revision=revision)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
+        with _silent_loading():
+            from_pretrained: Any = TimNetForAudioClassification.from_pretrained
+            model, loaded = from_pretrained(
+                source,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are told below
+                output_loading_info=True,
+                **pinned,
+            )
+        extractor = TimNetFeatureExtractor.from_pretrained(source, **pinned)
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if loaded[what]:
+                raise ValueError(f"{what.replace('_', ' ')}: {sorted(loaded[what])[0]} …")
+        if extractor.feature_size != model.config.input_size:
+            raise ValueError(
+                f"its features have {extractor.feature_size} coefficients, and its network reads "
+                f"{model.config.input_size}"
+            )
+    except ModelError:
+        raise
+    except Exception as error:  # a folder may hold anything: broken JSON, weights cut short …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{source}: cannot be loaded ({reason}). Give a folder that `timnet train` or "
             "`timnet convert` wrote, or a Hub id."
         ) from error
     return model.eval(), extractor
+
+
+@contextmanager
+def _silent_loading() -> Iterator[None]:
+    """Keep transformers from printing a bar and a table of the weights it loads."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def predict_files(
@@ -136,7 +172,8 @@ def _predict_file(
         blocks: Iterable[np.ndarray] = [load_audio(path, rate)]
     else:
         blocks = stream_audio(path, rate, block_duration=BLOCK_DURATION)
-    total = np.zeros(model.config.num_labels)
+    names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
+    total = np.zeros(len(names))
     weight, samples, heard = 0.0, 0, False
     for block in blocks:
         samples += block.size
@@ -150,8 +187,10 @@ def _predict_file(
         weight += frames
     if weight == 0:
         raise AudioError(f"{path}: holds no sample; record it again or leave it out.")
+    if not np.isfinite(total).all():
+        raise ValueError(f"{path}: the model's answer is not a number; its weights are damaged.")
     ranked = np.argsort(-total, kind="stable")
-    scores = {model.config.id2label[int(index)]: float(total[index] / weight) for index in ranked}
+    scores = {names[int(index)]: float(total[index] / weight) for index in ranked}
     return Prediction(path, scores, duration=samples / rate, silent=not heard)
 
 

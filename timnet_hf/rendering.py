@@ -14,6 +14,7 @@ from .prediction import Prediction
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 FORMATS = ("table", "json", "csv")
 
@@ -34,7 +35,10 @@ def render_predictions(
         yield from _as_csv(predictions, console)
     elif output_format == "json":
         found = list(predictions)
-        text = json.dumps([_as_dict(one, top_k) for one in found], indent=2, ensure_ascii=False)
+        values = [_as_dict(one, top_k) for one in found]
+        text = json.dumps(values, indent=2, ensure_ascii=False)
+        if _shown(text, console) != text:  # a name that the output cannot hold as it is
+            text = json.dumps(values, indent=2)
         console.file.write(text + "\n")
         yield from (one.error is not None for one in found)
     else:
@@ -64,7 +68,7 @@ def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[boo
     def write(row: list[object]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([_cell(value) for value in row])
-        console.file.write(line.getvalue())
+        console.file.write(_shown(line.getvalue(), console))
         console.file.flush()
 
     def write_prediction(one: Prediction) -> None:
@@ -96,8 +100,24 @@ def _cell(value: object) -> object:
     return value
 
 
+def _shown(text: str, console: Console) -> str:
+    """Text with escapes for what the output's encoding cannot hold."""
+    encoding = getattr(console.file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _plain(text: str, console: Console) -> Text:
+    """Text of someone else's making: no markup, no emoji codes, no control characters."""
+    from rich.text import Text
+
+    printable = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+    return Text(_shown(printable, console))
+
+
 def _as_table(predictions: list[Prediction], top_k: int, console: Console) -> Iterator[bool]:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -107,19 +127,22 @@ def _as_table(predictions: list[Prediction], top_k: int, console: Console) -> It
     table.add_column("", min_width=12)
     table.add_column("then", overflow="fold")
     for one in predictions:
-        name = escape(Path(one.path).name.encode("unicode_escape").decode("ascii", "ignore"))
-        if one.path.isprintable():
-            name = escape(Path(one.path).name)
+        name = _plain(Path(one.path).name, console)
         if one.error is not None:
-            table.add_row(name, "", "[red]error[/red]", "", escape(one.error))
+            table.add_row(name, "", "[red]error[/red]", "", _plain(one.error, console))
         else:
             ranked = list(one.scores.items())[:top_k]
-            rest = ", ".join(f"{escape(label)} {score:.0%}" for label, score in ranked[1:])
+            rest = ", ".join(f"{label} {score:.0%}" for label, score in ranked[1:])
             label, score = ranked[0]
-            bar = "█" * max(1, round(8 * score))
-            note = "silence" if one.silent else rest
+            emotion = _plain(label, console)
+            emotion.stylize("bold")
+            bar = ("█" if console.encoding.startswith("utf") else "#") * max(1, round(8 * score))
             table.add_row(
-                name, f"{one.duration:.1f}", f"[bold]{escape(label)}[/bold]", f"{bar} {score:.0%}", note
+                name,
+                f"{one.duration:.1f}",
+                emotion,
+                f"{bar} {score:.0%}",
+                _plain("silence" if one.silent else rest, console),
             )
     console.print(table)
     yield from (one.error is not None for one in predictions)

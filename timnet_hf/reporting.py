@@ -22,7 +22,8 @@ def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray
     correct = probabilities.argmax(1) == references
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = [
-        np.mean(bins == index) * abs(correct[bins == index].mean() - confidence[bins == index].mean())
+        np.mean(bins == index)
+        * abs(correct[bins == index].mean() - confidence[bins == index].mean())
         for index in np.unique(bins)
     ]
     return float(sum(gaps))
@@ -105,7 +106,10 @@ def render_report(report: dict[str, Any]) -> str:
     ]
     if report["leaks_test_fold"]:
         lines += ["**Leaks: each fold's epoch was chosen on that fold. Not a result.**", ""]
-    lines += ["| % | pooled | mean of folds | ± folds | 95 % interval | SVC |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| % | pooled | mean of folds | ± folds | 95 % interval | SVC |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in ("uar", "war"):
         value = report[name]
         low, high = value["ci95"]
@@ -211,4 +215,10 @@ def _labels_of_rows(folds: list[dict[str, Any]]) -> np.ndarray:
     return labels
 
 
-__all__ = ["bootstrap_interval", "build_report", "expected_calibration_error", "render_report", "write_report"]
+__all__ = [
+    "bootstrap_interval",
+    "build_report",
+    "expected_calibration_error",
+    "render_report",
+    "write_report",
+]

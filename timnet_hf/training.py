@@ -7,18 +7,22 @@ training set, which hands out augmented recordings with soft targets, and the lo
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from .configuration_timnet import TimNetConfig
 from .feature_extraction_timnet import TimNetFeatureExtractor
@@ -29,14 +33,18 @@ from .recipes import Augmentation, Recipe
 logger = logging.getLogger(__name__)
 
 
+#: Row numbers of a dataset.
+Rows: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
+
+
 class TrainingError(ValueError):
     """Training cannot start or go on; the message says why and what to do."""
 
 
-class RecordingSet(Dataset):
+class RecordingSet(Dataset[dict[str, torch.Tensor]]):
     """Normalised features of chosen recordings with one-hot targets, as they are."""
 
-    def __init__(self, store: FeatureStore, indices: Sequence[int], extractor: TimNetFeatureExtractor):
+    def __init__(self, store: FeatureStore, indices: Rows, extractor: TimNetFeatureExtractor):
         self.indices = [int(index) for index in indices]
         self.extractor = extractor
         self.features = {
@@ -60,13 +68,14 @@ class AugmentedSet(RecordingSet):
     """The same, changed at random each time a batch is drawn.
 
     All chance comes from torch's global generator, which the Trainer saves with its checkpoints:
-    a resumed run sees the recordings that the uninterrupted one would have seen.
+    from the end of an epoch, a resumed run sees what the uninterrupted one would have seen. (In the
+    middle of one, the loader has already drawn the batch that follows the checkpoint.)
     """
 
     def __init__(
         self,
         store: FeatureStore,
-        indices: Sequence[int],
+        indices: Rows,
         extractor: TimNetFeatureExtractor,
         augmentation: Augmentation,
         label_smoothing: float = 0.0,
@@ -120,7 +129,9 @@ class AugmentedSet(RecordingSet):
         self, clips: list[torch.Tensor], targets: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Mix a share of the recordings with a partner, repeated or cut to the same length."""
-        beta = torch.distributions.Beta(self.augmentation.mixup_alpha, self.augmentation.mixup_alpha)
+        beta = torch.distributions.Beta(
+            self.augmentation.mixup_alpha, self.augmentation.mixup_alpha
+        )
         weights = beta.sample((len(clips),))
         weights = torch.where(torch.rand(len(clips)) < self.augmentation.mixup, weights, 1.0)
         partners = torch.randperm(len(clips)).tolist()
@@ -164,7 +175,9 @@ class SoftTargetLoss:
         The Trainer counts the elements of ``labels`` over accumulated batches and processes in
         ``num_items_in_batch``: ``num_labels`` of them to a recording.
         """
-        recordings = len(labels) if num_items_in_batch is None else num_items_in_batch / labels[0].numel()
+        recordings = (
+            len(labels) if num_items_in_batch is None else num_items_in_batch / labels[0].numel()
+        )
         log_probabilities = F.log_softmax(outputs["logits"].float(), dim=-1)
         return -(labels * self.weights.to(labels) * log_probabilities).sum() / recordings
 
@@ -209,6 +222,7 @@ def build_arguments(
         "save_strategy": "no",
         "logging_strategy": "epoch",
         "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
         "label_names": ["labels"],
         **recipe.arguments,
@@ -218,7 +232,7 @@ def build_arguments(
 
 def train(
     store: FeatureStore,
-    indices: Sequence[int],
+    indices: Rows,
     recipe: Recipe,
     extractor: TimNetFeatureExtractor,
     arguments: TrainingArguments,
@@ -243,14 +257,14 @@ def train(
     Raises:
         TrainingError: A label has no training recording, or there is nothing to resume.
     """
-    indices = np.asarray(indices, dtype=np.int64)
-    counts = np.bincount(store.labels[indices], minlength=len(store.label_names))
+    rows = np.asarray(indices, dtype=np.int64)
+    counts = np.bincount(store.labels[rows], minlength=len(store.label_names))
     if (empty := np.flatnonzero(counts == 0)).size:
         names = ", ".join(store.label_names[index] for index in empty)
         raise TrainingError(f"No training recording for: {names}. Add some or drop the label.")
-    extractor = TimNetFeatureExtractor.from_dict(extractor.to_dict())
+    extractor = copy.deepcopy(extractor)
     if recipe.standardize:
-        mean, std = store.statistics(indices)
+        mean, std = store.statistics(rows)
         extractor.mean, extractor.std = mean.tolist(), std.tolist()
     set_seed(arguments.seed)
     model = build_model(recipe, store.label_names, config)
@@ -258,7 +272,7 @@ def train(
     if recipe.class_weights:
         weights = torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
     dataset = AugmentedSet(
-        store, indices, extractor, recipe.augmentation, arguments.label_smoothing_factor
+        store, rows, extractor, recipe.augmentation, arguments.label_smoothing_factor
     )
     logger.info(
         "training %s recordings, %s labels, %s parameters, %s epochs",
@@ -275,23 +289,49 @@ def train(
         compute_loss_func=SoftTargetLoss(weights),
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=_newest_checkpoint(arguments) if resume else None)
+    if arguments.disable_tqdm:  # then the Trainer prints instead, among our own output
+        trainer.remove_callback(PrinterCallback)
+    newest = newest_checkpoint(str(arguments.output_dir)) if resume else None
+    trainer.train(resume_from_checkpoint=newest)
     return Trained(model.eval(), extractor, trainer.state.log_history, trainer.state.epoch or 0.0)
 
 
-def _newest_checkpoint(arguments: TrainingArguments) -> str:
-    from transformers.trainer_utils import get_last_checkpoint
+class ProgressReport(TrainerCallback):
+    """Tells how many optimiser steps are done, of how many, and the last loss that was logged."""
 
-    folder = arguments.output_dir
-    newest = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if newest is None:
+    def __init__(self, progress: Callable[[int, int, str], None]):
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report one more step."""
+        losses = [entry["loss"] for entry in state.log_history[-1:] if "loss" in entry]
+        detail = f"loss {float(losses[0]):.3f}" if losses else ""
+        self.progress(state.global_step, state.max_steps, detail)
+
+
+def newest_checkpoint(folder: str | Path) -> str:
+    """The newest complete checkpoint in a folder; one that was being written does not count.
+
+    Raises:
+        TrainingError: There is none.
+    """
+    found = {}
+    for path in Path(folder).glob("checkpoint-*"):
+        try:  # the Trainer writes this file last
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found[int(path.name.partition("-")[2])] = str(path)
+        except (OSError, ValueError):
+            continue
+    if not found:
         raise TrainingError(f"{folder}: no checkpoint to resume from. Train without --resume.")
-    return newest
+    return found[max(found)]
 
 
 __all__ = [
     "AugmentedSet",
+    "ProgressReport",
     "RecordingSet",
+    "Rows",
     "SoftTargetLoss",
     "Trained",
     "TrainingError",
@@ -299,5 +339,6 @@ __all__ = [
     "build_extractor",
     "build_model",
     "collate",
+    "newest_checkpoint",
     "train",
 ]

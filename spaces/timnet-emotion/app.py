@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: name the emotion in a recording, live from a microphone, or in many files.
+
+It stands on its own: the model comes from the Hub, or from a folder, with its code beside it.
+
+Environment:
+    TIMNET_MODEL: Hub ids or folders of the checkpoints on offer, separated as in `PATH`; the
+        first is the default.
+    TIMNET_EXAMPLES: Folder of clips to try; by default `examples` beside this file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import html
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr  # noqa: E402  (reads its environment when it is imported)
+from batch import BATCH_LIMIT, score_files  # noqa: E402
+from checkpoints import Checkpoint, CheckpointError, Checkpoints, named_sources  # noqa: E402
+from explanation import MAX_DURATION, explain  # noqa: E402
+from figures import explanation_figure, timeline_figure  # noqa: E402
+from live import LiveSession  # noqa: E402
+from recording import (  # noqa: E402
+    MAX_MINUTES,
+    RecordingError,
+    load_recording,
+    read_recording,
+)
+
+HERE = Path(__file__).resolve().parent
+
+#: Megabytes that one file may have: an hour of 16-bit mono at 16 kHz, or of a good mp3.
+MAX_FILE_SIZE_MB = 120
+#: Seconds after which an uploaded recording is deleted, and how often is looked.
+KEPT, SWEEP = 600, 60
+#: Visitors whose work is done at the same time, who wait, and who listen live; and how long.
+AT_ONCE, WAITING, LISTENING, LISTENING_SECONDS = 2, 40, 8, 600
+
+TITLE = "TIM-Net: emotion in speech"
+INTRO = """# Emotion in speech
+A network of a tenth of a million parameters names the emotion that a voice *plays*. It learned
+from actors: see [what this is not](#what-this-is-not)."""
+EXAMPLES_NOTE = (
+    "*A synthetic voice speaks in the examples. It caricatures an emotion and feels none: whatever "
+    "the model answers says nothing about people.*"
+)
+WHAT_THIS_IS_NOT = f"""<h2 id="what-this-is-not">What this is not</h2>
+
+- **Not a window into anybody's mind.** It names how a recording *sounds*, not what the speaker
+  feels. It detects no lie, no intent, no illness.
+- **Not made for everyday speech.** Its checkpoints learned from acted emotions, few speakers and
+  one language each; other languages, ages, microphones and honest conversation are outside what it
+  knows. A high percentage there is no sign of being right.
+- **Not for judging people.** Do not use it to hire, grade, police, insure or treat anyone. In the
+  European Union, emotion recognition at work and in education is prohibited (AI Act, Article
+  5(1)(f)), and elsewhere the people concerned must be told.
+- **Not a recorder.** Recordings are scored on the machine that runs this page, deleted within
+  {KEPT // 60 + 1} minutes, used for nothing else, and never passed on.
+
+Up to {MAX_MINUTES} minutes and {MAX_FILE_SIZE_MB} MB a recording, as wav, flac, ogg or mp3;
+up to {BATCH_LIMIT} files at a time.
+"""
+#: Comes with Gradio. Its semi-bold, which the theme asks for, lacks most letters; its bold is whole.
+FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
+CSS = """
+.gradio-container { max-width: 1080px !important; margin: auto; }
+.picture img { display: block; width: 100%; max-width: 760px; margin: 2.2em auto 0; }
+.strip > div:first-child { position: relative; height: 2.6em; border-radius: 6px; overflow: hidden;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+.strip span { position: absolute; top: 0; bottom: 0; overflow: hidden; color: #1b1f24;
+  text-align: center; line-height: 2.5em; white-space: nowrap; font-size: .9em; }
+.strip > div:last-child { display: flex; justify-content: space-between; font-size: .8em;
+  color: var(--body-text-color-subdued); }
+"""
+
+
+class Page:
+    """The page's functions: each is a button there, and a named endpoint of its API."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def describe(self, checkpoint: str) -> str:
+        """Load a checkpoint, and tell what it is."""
+        found = self._checkpoint(checkpoint)
+        labels = ", ".join(map(_plain, found.labels))
+        size = found.timeline.model.num_parameters()
+        return f"**{_plain(found.name)}** · {size:,} parameters · {labels}"
+
+    def predict(self, recording: str | None, checkpoint: str) -> tuple[dict[str, float], str]:
+        """Score a recording: the probability of each emotion, and a sentence about it."""
+        found = self._checkpoint(checkpoint)
+        waveform = _load(recording, found)
+        scores, silent = _guarded(found.score, waveform)
+        duration = _duration(len(waveform) / found.sampling_rate)
+        if silent:
+            return (
+                scores,
+                f"{duration} of silence: with nothing to hear, this means nothing.",
+            )
+        best = next(iter(scores))
+        share = f"{100 * scores[best]:.0f} %"
+        return scores, f"{_plain(found.name)} hears **{_plain(best)}** ({share}) in {duration}."
+
+    def timeline(self, recording: str | None, checkpoint: str) -> tuple[Any, list[list[Any]]]:
+        """Find who-sounds-how-when: a picture, and a table of start, end, emotion, score."""
+        found = self._checkpoint(checkpoint)
+        waveform = _load(recording, found)
+        sound = {"array": waveform, "sampling_rate": found.sampling_rate}
+        events = _guarded(found.timeline, sound)
+        figure = timeline_figure(waveform, found.sampling_rate, events, found.labels)
+        return figure, _rows(events)
+
+    def explain(self, recording: str | None, checkpoint: str) -> Any:
+        """Show what the network looked at: when in the recording, and at what time scale."""
+        found = self._checkpoint(checkpoint)
+        waveform = _load(recording, found)[: MAX_DURATION * found.sampling_rate]
+        explanation = _guarded(explain, found, waveform)
+        return explanation_figure(explanation, len(waveform) / found.sampling_rate)
+
+    def live(
+        self, chunk: str | None, checkpoint: str, session: LiveSession | None
+    ) -> tuple[LiveSession | None, Any, Any, Any]:
+        """Take the next piece of a microphone's sound; answer with the timeline so far."""
+        if chunk is None:
+            return session, gr.skip(), gr.skip(), gr.skip()
+        found = self._checkpoint(checkpoint)
+        try:
+            waveform, rate = read_recording(chunk, max_minutes=2)
+        except RecordingError as error:
+            raise _error(error) from error
+        finally:
+            Path(chunk).unlink(missing_ok=True)
+        if session is None or (session.checkpoint, session.sampling_rate) != (found, rate):
+            session = LiveSession(found, rate)
+        _guarded(session.feed, waveform)
+        return self._shown(session)
+
+    def live_end(self, session: LiveSession | None) -> tuple[None, Any, Any, Any]:
+        """The microphone is off: show the last events, and forget the session."""
+        if session is None:
+            return None, gr.skip(), gr.skip(), gr.skip()
+        session.finish()
+        return None, *self._shown(session)[1:]
+
+    def batch(
+        self, recordings: list[str] | None, checkpoint: str
+    ) -> tuple[dict[str, Any], str | None]:
+        """Score several recordings: a table with a row for each, and the same as a CSV file."""
+        if not recordings:
+            raise _error("Choose some recordings first.")
+        if len(recordings) > BATCH_LIMIT:
+            raise _error(f"{len(recordings)} files are too many: {BATCH_LIMIT} at a time.")
+        return score_files(recordings, self._checkpoint(checkpoint))
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        try:
+            return self.checkpoints.get(name)
+        except CheckpointError as error:
+            raise _error(error) from error
+
+    @staticmethod
+    def _shown(session: LiveSession) -> tuple[LiveSession, Any, str, str]:
+        return session, session.scores or gr.skip(), session.strip(), session.status
+
+
+def build(checkpoints: Checkpoints, examples: list[Path]) -> gr.Blocks:
+    """Lay the page out.
+
+    Args:
+        checkpoints: What models are on offer.
+        examples: Clips to try.
+    """
+    page = Page(checkpoints)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP, KEPT)) as blocks:
+        gr.Markdown(INTRO)
+        checkpoint = gr.Dropdown(
+            checkpoints.names,
+            value=checkpoints.names[0],
+            allow_custom_value=True,
+            label="Checkpoint",
+            info="One of the list, or the Hub id of any TIM-Net: org/name",
+            elem_id="checkpoint",
+        )
+        about = gr.Markdown(label="Description", elem_id="about")
+        checkpoint.change(page.describe, checkpoint, about, api_name="checkpoint")
+        blocks.load(page.describe, checkpoint, about, api_visibility="private")
+        with gr.Tab("One recording"):
+            _recording_tab(page, checkpoint, examples)
+        with gr.Tab("Live"):
+            _live_tab(page, checkpoint)
+        with gr.Tab("Several files"):
+            _batch_tab(page, checkpoint)
+        gr.Markdown(WHAT_THIS_IS_NOT)
+    return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
+
+
+def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) -> None:
+    with gr.Row():
+        with gr.Column(min_width=300):
+            recording = gr.Audio(
+                sources=["upload", "microphone"],
+                type="filepath",
+                label="Recording",
+                elem_id="recording",
+                buttons=[],
+            )
+            run = gr.Button("Name the emotion", variant="primary", elem_id="run")
+            if examples:
+                gr.Examples(
+                    [[str(clip)] for clip in examples],
+                    recording,
+                    example_labels=[clip.stem for clip in examples],
+                    cache_examples=False,
+                    label="Examples",
+                    elem_id="examples",
+                    api_visibility="private",
+                )
+                gr.Markdown(EXAMPLES_NOTE)
+        with gr.Column(min_width=300):
+            answer = gr.Label(label="Probabilities", num_top_classes=8, elem_id="answer")
+            verdict = gr.Markdown(label="Sentence", elem_id="verdict")
+    picture = gr.Plot(label="Timeline", elem_id="timeline", elem_classes="picture")
+    with gr.Accordion("The timeline as a table", open=False, elem_id="events"):
+        table = gr.Dataframe(
+            headers=["start", "end", "emotion", "score"],
+            datatype=["number", "number", "str", "number"],
+            column_count=4,
+            row_count=1,
+            interactive=False,
+            label="Seconds; score: mean probability",
+        )
+    with gr.Accordion("What the network looked at", open=False, elem_id="why"):
+        why = gr.Plot(label="Time and scale", elem_id="explanation", elem_classes="picture")
+        gr.Markdown(
+            "**When**: gradient × features of each moment; green speaks for the answer, red "
+            "against it. **Scales**: the network sums one vector a time scale; the weights belong "
+            "to the model, what each adds to this recording's answer is on the right. This shows "
+            f"what the answer hangs on, not why anybody feels anything. First {MAX_DURATION} s."
+        )
+    inputs = [recording, checkpoint]
+    # One step after the other, so that the answer is there first. Each is an endpoint of its own.
+    done = run.click(page.predict, inputs, [answer, verdict], api_name="predict")
+    done = done.success(page.timeline, inputs, [picture, table], api_name="timeline")
+    done.success(page.explain, inputs, why, api_name="explain")
+
+
+def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
+    session = gr.State(time_to_live=2 * KEPT)
+    with gr.Row():
+        with gr.Column(min_width=300):
+            microphone = gr.Audio(
+                sources=["microphone"],
+                type="filepath",
+                streaming=True,
+                label="Microphone",
+                elem_id="microphone",
+            )
+            status = gr.Markdown("Press record and speak.", label="Status", elem_id="live-status")
+        with gr.Column(min_width=300):
+            now = gr.Label(label="Now", num_top_classes=8, elem_id="live-answer")
+    strip = gr.HTML(label="The last half minute", elem_id="live-strip")
+    outputs = [session, now, strip, status]
+    microphone.stream(
+        page.live,
+        [microphone, checkpoint, session],
+        outputs,
+        stream_every=0.5,
+        time_limit=LISTENING_SECONDS,
+        concurrency_limit=LISTENING,
+        show_progress="hidden",
+        api_name="live",
+    )
+    microphone.stop_recording(
+        page.live_end, session, outputs, show_progress="hidden", api_name="live_end"
+    )
+
+
+def _batch_tab(page: Page, checkpoint: gr.Dropdown) -> None:
+    files = gr.File(file_count="multiple", label="Recordings", elem_id="files")
+    run = gr.Button("Name the emotions", variant="primary", elem_id="run-batch")
+    table = gr.Dataframe(interactive=False, label="Answers", elem_id="batch", wrap=True)
+    download = gr.DownloadButton("Download as CSV", elem_id="csv")
+    run.click(page.batch, [files, checkpoint], [table, download], api_name="batch")
+
+
+def _load(recording: str | None, checkpoint: Checkpoint) -> Any:
+    if not recording:
+        raise _error("Record something, or upload a recording, first.")
+    try:
+        return load_recording(recording, checkpoint.sampling_rate)
+    except RecordingError as error:
+        raise _error(error) from error
+
+
+def _guarded(function: Any, *arguments: Any) -> Any:
+    """Call the model; what it refuses becomes a sentence on the page."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise _error(f"The model cannot use this recording: {error}") from error
+
+
+def _error(message: object) -> gr.Error:
+    # Gradio renders a message as HTML, and it may hold a file's name.
+    return gr.Error(html.escape(str(message), quote=False), print_exception=False)
+
+
+def _plain(text: str) -> str:
+    """Text for a Markdown component that means nothing but its letters."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$<>&-])", r"\\\1", text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _rows(events: list[dict[str, Any]]) -> list[list[Any]]:
+    return [
+        [round(event["start"], 2), round(event["end"], 2), event["label"], round(event["score"], 3)]
+        for event in events
+    ]
+
+
+async def _refuse_address(url: str) -> Any:
+    raise _error("Upload the recording itself: this page fetches no address.")
+
+
+def main() -> None:
+    """Load the default checkpoint, then serve the page until it is stopped."""
+    checkpoints = Checkpoints(named_sources())
+    try:
+        checkpoints.get()
+    except CheckpointError as error:
+        sys.exit(f"error: {error}")
+    # Whatever visitors upload lies in one folder, which goes when the page does.
+    folder = tempfile.mkdtemp(prefix="timnet-space-")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A request may name an address instead of an uploaded file, and Gradio would fetch it.
+    gr.processing_utils.async_ssrf_protected_get = _refuse_address
+    clips = Path(os.environ.get("TIMNET_EXAMPLES") or HERE / "examples")
+    build(checkpoints, sorted(clips.glob("*.flac"))).launch(
+        theme=gr.themes.Default(primary_hue="teal", secondary_hue="teal", font=FONT),
+        css=CSS,
+        max_file_size=f"{MAX_FILE_SIZE_MB}mb",
+        footer_links=["api", "settings"],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        share=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

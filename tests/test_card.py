@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card and the tables: every figure comes from a report, and the code in it runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from huggingface_hub import ModelCard, constants
+
+from timnet_hf.card import build_card, reports_for, template_path
+from timnet_hf.model_folder import card_of, read_evaluation, refresh_card
+from timnet_hf.tables import (
+    NOTHING_MEASURED,
+    PUBLISHED,
+    ResultsError,
+    fill_markers,
+    load_reports,
+    render_results_table,
+)
+
+from .fake_hub import check_front_matter, serve
+from .model_folders import FIGURES, LABELS, LOSO, RECORD, run_python, write_model_folder
+
+KFOLD = {**LOSO, "protocol": "kfold", "uar": {**FIGURES, "pooled": 90.19}}
+CONFIG: dict[str, Any] = {
+    "id2label": {str(index): name for index, name in enumerate(LABELS)},
+    "num_hidden_layers": 8,
+    "hidden_size": 39,
+}
+EXTRACTOR: dict[str, Any] = {"sampling_rate": 16_000, "feature_size": 39, "hop_length": 320}
+
+
+def card(*reports: dict[str, Any], record: dict[str, Any] | None = None, **config: Any) -> str:
+    return build_card(record or RECORD, {**CONFIG, **config}, EXTRACTOR, reports)
+
+
+def write_results(folder: Path, *reports: dict[str, Any]) -> Path:
+    for report in reports:
+        path = folder / report["corpus"] / report["protocol"] / report["recipe"] / "report.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report))
+    return folder
+
+
+# --- front matter -----------------------------------------------------------------------------
+
+
+def test_the_front_matter_says_what_the_hub_sorts_by() -> None:
+    data = ModelCard(card(LOSO)).data
+    assert data.pipeline_tag == "audio-classification"
+    assert data.library_name == "transformers"
+    assert data.language == "de"
+    assert data.license == "apache-2.0"
+    assert data.datasets == ["emodb"]
+    assert data.metrics == ["recall", "accuracy", "f1"]
+    assert "speech-emotion-recognition" in data.tags
+    assert all(widget["src"].endswith(".flac") for widget in data.to_dict()["widget"])
+
+
+def test_the_model_index_holds_three_figures_and_the_source_of_every_protocol() -> None:
+    results = ModelCard(card(KFOLD, LOSO)).data.eval_results
+    found = {(one.dataset_config, one.metric_type): one.metric_value for one in results}
+    assert found == {
+        ("loso", "recall"): 81.23,
+        ("loso", "accuracy"): 82.34,
+        ("loso", "f1"): 80.56,
+        ("kfold", "recall"): 90.19,
+        ("kfold", "accuracy"): 82.34,
+        ("kfold", "f1"): 80.56,
+    }
+    assert {one.source_url.rpartition("/")[2] for one in results} == {"loso.json", "kfold.json"}
+
+
+@pytest.mark.parametrize("corpus", ["casia", "emodb", "emovo", "iemocap", "ravdess", "savee"])
+def test_the_card_of_every_corpus_passes_the_hubs_validation(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = card({**LOSO, "corpus": corpus}, record={**RECORD, "corpus": corpus})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        ModelCard(text).validate()
+    assert ("POST", "/api/validate-yaml") in hub.requests
+
+
+def test_the_validation_of_these_tests_does_refuse() -> None:
+    text = card(LOSO)
+    for good, bad in (
+        ("license: apache-2.0", "license: own"),
+        ("language: de", "language: German"),
+        ("pipeline_tag: audio-classification", "pipeline_tag: emotion"),
+        ("      type: emodb\n", ""),
+    ):
+        assert good in text
+        assert check_front_matter(text) == []
+        assert check_front_matter(text.replace(good, bad)) != []
+
+
+@pytest.mark.parametrize(
+    ("corpus", "licence"),
+    [("ravdess", "cc-by-nc-sa-4.0"), ("iemocap", "other"), ("emovo", "apache-2.0")],
+)
+def test_the_weights_are_as_free_as_their_recordings(corpus: str, licence: str) -> None:
+    data = ModelCard(card(record={**RECORD, "corpus": corpus})).data
+    assert data.license == licence
+    assert (data.license_name is not None) == (licence == "other")
+
+
+def test_a_model_of_own_recordings_claims_no_licence_language_or_dataset() -> None:
+    text = card(record={**RECORD, "corpus": "my-calls"})
+    data = ModelCard(text).data
+    assert (data.license, data.language, data.datasets) == (None, None, None)
+    assert "Their terms apply" in text
+
+
+# --- text -------------------------------------------------------------------------------------
+
+
+def test_the_speaker_independent_figure_comes_first() -> None:
+    text = card(KFOLD, LOSO)
+    headline = text.index("**Expect 81.23 %")
+    assert headline < text.index("90.19", text.index("# TIM-Net"))
+    table = text[text.index("## Evaluation") :]
+    assert table.index("81.23") < table.index("90.19")
+
+
+def test_without_a_report_the_card_says_that_nothing_was_measured() -> None:
+    text = card()
+    assert "has not been measured" in text
+    assert NOTHING_MEASURED in text
+    assert "model-index" not in text
+    assert "Expect" not in text
+
+
+def test_a_report_whose_epoch_was_chosen_on_the_test_fold_is_no_result() -> None:
+    leaky = {**LOSO, "recipe": "default-best-on-test", "leaks_test_fold": True}
+    assert card(leaky) == card()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "Acted speech",
+        "trained on German alone",
+        "No lie detection",
+        "mental state",
+        "Regulation (EU) 2024/1689",
+        "at work and in education",
+        "no clear licence text by the owners",
+        "arXiv 2211.08233",
+        "Burkhardt",
+        "calibration error of the plain softmax is 0.071",
+        "from 70.1 to 92.6 %",
+        "| boredom | 72.8 |",
+        "num_train_epochs=3",
+        "1.5 h of training and scoring",
+        "openSMILE ComParE, 6,373 features + SVC | 77.08",
+    ],
+)
+def test_the_card_says(statement: str) -> None:
+    assert statement in " ".join(card(LOSO).split())
+
+
+def test_the_card_of_a_converted_checkpoint_does_not_invent_a_training() -> None:
+    record = {"corpus": None, "converted_from": "weights.hdf5", "parameters": 1, "labels": LABELS}
+    text = card(record=record)
+    assert "Keras checkpoint `weights.hdf5`" in text
+    assert "not on record" in text
+    assert "### Compute" not in text and "own recordings" not in text
+    assert "\n\n\n" not in text.replace("---\n\n\n", "")
+
+
+def test_a_fitted_temperature_is_stated() -> None:
+    assert "No temperature was fitted" in card(LOSO)
+    assert "A temperature of 1.250 was fitted" in card(LOSO, temperature=1.25)
+
+
+def test_no_figure_is_typed_into_the_template() -> None:
+    template = re.sub(r"\{[{%#].*?[}%#]\}", "", template_path().read_text(), flags=re.DOTALL)
+    body = re.sub(r"```.*?```", "", template, flags=re.DOTALL)
+    body = re.sub(r"\(EU\) 2024/1689|Article \d+\(\d\)(\(\w\))?|Annex III, 1\(c\)", "", body)
+    body = body.replace("Apache-2.0", "").replace("SHA-256", "").replace("95 % interval", "")
+    assert re.findall(r".*\d.*", body.replace("(0 is perfect)", "")) == []
+
+
+# --- code -------------------------------------------------------------------------------------
+
+
+def test_the_code_in_the_card_runs(tmp_path: Path, speech: np.ndarray, ffmpeg: str) -> None:
+    folder = write_model_folder(tmp_path / "model")
+    soundfile.write(tmp_path / "your.wav", speech, 16_000)
+    blocks = re.findall(r"```python\n(.*?)```", card_of(folder), re.DOTALL)
+    assert len(blocks) == 3
+    for block, package in (("\n".join(blocks[:2]), False), (blocks[2], True)):
+        assert ("trust_remote_code=True" in block) is not package
+        script = block.replace("org/timnet-emodb", str(folder))
+        script += '\nimport json; print(json.dumps({"done": True}))'
+        assert run_python(script, cwd=tmp_path, package=package) == {"done": True}
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def test_a_table_shows_the_figures_of_the_reports_beside_the_published_ones(
+    tmp_path: Path,
+) -> None:
+    table = render_results_table(write_results(tmp_path, LOSO, KFOLD), "emodb")
+    rows = [row.split("|")[1:-1] for row in table.splitlines() if row.startswith("|")]
+    assert {len(row) for row in rows} == {6}
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[2] == [
+        "leave one speaker out",
+        "TIM-Net, `default` recipe",
+        "**81.23** (78.0 to 84.4)",
+        "82.34",
+        "80.56",
+        "measured, mean of 2 seeds",
+    ]
+    assert cells[3][2:4] == ["74.50", "76.25"]
+    published = [row for row in PUBLISHED if row.corpus == "emodb"]
+    assert len(cells) == 2 + 2 * 2 + len(published)
+
+
+def test_a_figure_that_changes_in_the_json_changes_in_the_table(tmp_path: Path) -> None:
+    before = render_results_table(write_results(tmp_path, LOSO), "emodb")
+    changed = copy.deepcopy(LOSO)
+    changed["uar"]["pooled"] = 81.24
+    assert render_results_table(write_results(tmp_path, changed), "emodb") != before
+
+
+def test_a_table_without_reports_says_so_and_keeps_the_published_figures(tmp_path: Path) -> None:
+    table = render_results_table(tmp_path / "nothing", "emodb")
+    assert table.startswith(NOTHING_MEASURED)
+    assert "77.08" in table
+    assert render_results_table(tmp_path / "nothing", "my-calls") == NOTHING_MEASURED
+
+
+def test_a_result_that_leaks_is_marked_in_a_table(tmp_path: Path) -> None:
+    leaky = {**KFOLD, "recipe": "paper-best-on-test", "leaks_test_fold": True}
+    table = render_results_table(write_results(tmp_path, KFOLD, leaky), "emodb")
+    (row,) = [row for row in table.splitlines() if "paper-best-on-test" in row]
+    assert "not a result" in row
+
+
+def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
+    write_results(tmp_path, LOSO, {**LOSO, "recipe": "paper"}, {**LOSO, "corpus": "savee"})
+    assert [one["corpus"] for one in reports_for(RECORD, tmp_path)] == ["emodb"]
+    assert len(load_reports(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"overrides": {"num_train_epochs": 1}},
+        {"config": {"bidirectional": False}},
+        {"data": {"files": 534, "sha256": "0"}},
+        {"recipe": None},
+    ],
+)
+def test_a_model_trained_otherwise_gets_no_figures(
+    tmp_path: Path, difference: dict[str, Any]
+) -> None:
+    write_results(tmp_path, LOSO)
+    assert reports_for(RECORD, tmp_path) == [LOSO]
+    assert reports_for({**RECORD, **difference}, tmp_path) == []
+
+
+def test_a_report_in_the_wrong_place_or_half_written_is_refused(tmp_path: Path) -> None:
+    path = write_results(tmp_path, LOSO) / "emodb" / "loso" / "default" / "report.json"
+    moved = tmp_path / "emodb" / "kfold" / "default"
+    moved.mkdir(parents=True)
+    path.rename(moved / "report.json")
+    with pytest.raises(ResultsError, match="says it is of emodb/loso/default"):
+        load_reports(tmp_path)
+    (moved / "report.json").write_text("{")
+    with pytest.raises(ResultsError, match="not a report"):
+        load_reports(tmp_path)
+
+
+def test_tables_are_put_between_markers_and_nowhere_else(tmp_path: Path) -> None:
+    results = write_results(tmp_path, LOSO)
+    text = "a\n<!-- results:begin -->\noutdated\n<!-- results:end -->\nb\n"
+    filled = fill_markers(text, results)
+    assert filled.startswith("a\n<!-- results:begin -->\n\n### EMO-DB\n")
+    assert filled.endswith("\n\n<!-- results:end -->\nb\n")
+    assert "outdated" not in filled
+    assert fill_markers(filled, results) == filled
+    one = fill_markers(text.replace("begin", "begin savee"), results)
+    assert "| random 10-fold |" in one and "EMO-DB" not in one
+
+
+def test_a_folders_card_follows_the_results(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model")
+    results = write_results(tmp_path / "results", LOSO, {**LOSO, "recipe": "paper"})
+    changed = refresh_card(folder, results)
+    assert {path.name for path in changed} == {"loso.json", "README.md"}
+    assert read_evaluation(folder) == [LOSO]
+    assert "**Expect 81.23 %" in (folder / "README.md").read_text()
+    assert refresh_card(folder, results) == []
+
+
+def test_every_table_of_the_project_shows_what_its_json_says(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = repository / "scripts" / "update_tables.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--check"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(script), run_name="__main__")
+    assert stopped.value.code == 0, capsys.readouterr().out

@@ -1,0 +1,558 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model folders, and publishing them to a Hub on this machine (see fake_hub.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi, constants
+
+from timnet_hf import TimNetConfig, TimNetFeatureExtractor, TimNetForAudioClassification
+from timnet_hf.hub import (
+    HubError,
+    make_portable,
+    publish,
+    publish_metric,
+    save_model_folder,
+    verify_model_folder,
+)
+
+from .fake_hub import TOKEN, FakeHub, serve
+from .model_folders import LOSO, RECORD, run_python, write_model_folder
+
+MODEL_FILES = {
+    "README.md",
+    "config.json",
+    "configuration_timnet.py",
+    "feature_extraction_timnet.py",
+    "model.safetensors",
+    "modeling_timnet.py",
+    "preprocessor_config.json",
+    "training_record.json",
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("original") / "model", reports=(LOSO,))
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may spoil."""
+    return Path(shutil.copytree(original, tmp_path / "model"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """An empty Hub that huggingface_hub takes for the real one."""
+    with serve() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield hub
+
+
+# --- the folder -------------------------------------------------------------------------------
+
+
+def test_a_folder_holds_the_model_its_code_its_card_and_its_record(original: Path) -> None:
+    names = {path.name for path in original.iterdir()}
+    assert names >= MODEL_FILES
+    assert {f"{path.name}" for path in (original / "evaluation").iterdir()} == {"loso.json"}
+
+
+def test_the_configuration_points_every_auto_class_to_the_code(original: Path) -> None:
+    config = json.loads((original / "config.json").read_text())
+    extractor = json.loads((original / "preprocessor_config.json").read_text())
+    entries = {**config["auto_map"], **extractor["auto_map"]}
+    assert set(entries) == {
+        "AutoConfig",
+        "AutoFeatureExtractor",
+        "AutoModel",
+        "AutoModelForAudioClassification",
+    }
+    for entry in entries.values():
+        module, name = entry.split(".")
+        assert f"class {name}(" in (original / f"{module}.py").read_text()
+
+
+def test_the_timeline_has_a_task_of_its_own_and_the_stock_task_is_left_alone(
+    original: Path,
+) -> None:
+    pipelines = json.loads((original / "config.json").read_text())["custom_pipelines"]
+    assert set(pipelines) == {"speech-emotion-timeline"}
+    module, name = pipelines["speech-emotion-timeline"]["impl"].split(".")
+    assert f"class {name}(" in (original / f"{module}.py").read_text()
+
+
+def test_every_module_that_the_code_imports_from_its_folder_is_there(original: Path) -> None:
+    for path in original.glob("*.py"):
+        for module in re.findall(r"^\s*from \.(\w+) import", path.read_text(), re.MULTILINE):
+            assert (original / f"{module}.py").is_file(), f"{path.name} wants {module}"
+
+
+def test_saving_twice_gives_the_same_bytes(original: Path, tmp_path: Path) -> None:
+    again = write_model_folder(tmp_path / "again", reports=(LOSO,))
+    for path in original.rglob("*"):
+        if path.is_file():
+            assert (again / path.relative_to(original)).read_bytes() == path.read_bytes()
+
+
+def test_saving_leaves_no_mark_on_the_objects_nor_on_their_classes(tmp_path: Path) -> None:
+    model = TimNetForAudioClassification(TimNetConfig(hidden_size=2, num_hidden_layers=1))
+    extractor = TimNetFeatureExtractor()
+    record = dict(RECORD)
+    save_model_folder(tmp_path / "portable", model, extractor, record)
+    model.save_pretrained(tmp_path / "plain")
+    assert not list((tmp_path / "plain").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert record == RECORD
+
+
+def test_saving_replaces_a_model_and_leaves_other_files(folder: Path) -> None:
+    (folder / "checkpoint-7").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    before = (folder / "model.safetensors").read_bytes()
+    write_model_folder(folder, seed=1)
+    assert (folder / "model.safetensors").read_bytes() != before
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not list((folder / "evaluation").iterdir()), "reports of the model that was replaced"
+    assert [path.name for path in folder.parent.iterdir()] == ["model"], "nothing is left beside it"
+    verify_model_folder(folder)
+
+
+def test_a_save_that_fails_leaves_the_old_model_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TimNetFeatureExtractor, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space"):
+        write_model_folder(folder, seed=1)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("")
+    with pytest.raises(HubError, match="is a file"):
+        write_model_folder(tmp_path / "model")
+
+
+def test_verification_returns_the_record(original: Path) -> None:
+    record = verify_model_folder(original)
+    assert record["corpus"] == "emodb"
+    assert re.fullmatch("[0-9a-f]{64}", record["model_sha256"])
+
+
+def test_verification_notices_a_changed_byte(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(HubError, match=r"model\.safetensors: SHA-256 is .* fetch it again"):
+        verify_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_record.json", "config.json"])
+def test_verification_names_the_file_that_is_missing(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(HubError, match=f"{name}: missing"):
+        verify_model_folder(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_verification_refuses_a_record_that_is_none(folder: Path, content: str) -> None:
+    (folder / "training_record.json").write_text(content)
+    with pytest.raises(HubError, match="not a training record"):
+        verify_model_folder(folder)
+
+
+def test_verification_of_no_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="no such folder"):
+        verify_model_folder(tmp_path / "nothing")
+
+
+# --- publishing -------------------------------------------------------------------------------
+
+
+def test_publishing_makes_one_commit_with_everything(hub: FakeHub, folder: Path) -> None:
+    result = publish(folder, "org/timnet-emodb", token=TOKEN)
+    repository = hub.model("org/timnet-emodb")
+    assert repository.titles() == ["Publish timnet-emodb", "initial commit"]
+    assert result.commit == repository.branches["main"]
+    assert {change.status for change in result.changes} == {"added"}
+    files = repository.files()
+    assert set(files) >= MODEL_FILES | {"evaluation/loso.json", "examples/angry.flac"}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert not repository.private
+
+
+def test_only_what_belongs_to_the_model_is_published(hub: FakeHub, folder: Path) -> None:
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"x")
+    (folder / "secret.txt").write_text("mine")
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert not [name for name in hub.model("org/timnet-emodb").files() if "secret" in name]
+    assert not [name for name in hub.model("org/timnet-emodb").files() if "checkpoint" in name]
+
+
+def test_the_published_card_names_its_repository(hub: FakeHub, folder: Path) -> None:
+    publish(folder, "somebody/my-model", token=TOKEN)
+    card = hub.model("somebody/my-model").files()["README.md"].decode()
+    assert 'model="somebody/my-model"' in card
+    assert "huggingface.co/somebody/my-model/blob/main/evaluation/loso.json" in card
+    assert "org/timnet-emodb" not in card
+
+
+def test_a_private_repository_is_made_private(hub: FakeHub, folder: Path) -> None:
+    publish(folder, "org/mine", private=True, token=TOKEN)
+    assert hub.model("org/mine").private
+
+
+def test_private_never_pushes_into_a_public_repository(hub: FakeHub, folder: Path) -> None:
+    HfApi(token=TOKEN).create_repo("org/mine")
+    with pytest.raises(HubError, match="is public; nothing was pushed"):
+        publish(folder, "org/mine", private=True, token=TOKEN)
+    assert hub.model("org/mine").titles() == ["initial commit"]
+
+
+def test_publishing_again_with_nothing_changed_makes_no_commit(hub: FakeHub, folder: Path) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    titles = hub.model("org/timnet-emodb").titles()
+    result = publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert (result.commit, result.changes) == (None, ())
+    assert hub.model("org/timnet-emodb").titles() == titles
+
+
+def test_a_new_version_commits_what_differs_and_leaves_other_peoples_files(
+    hub: FakeHub, folder: Path
+) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    repository = hub.model("org/timnet-emodb")
+    repository.commit("main", {**repository.files(), "picture.png": b"\x89"}, "by hand")
+    write_model_folder(folder, seed=1)
+    result = publish(folder, "org/timnet-emodb", token=TOKEN)
+    statuses = {change.name: change.status for change in result.changes}
+    assert statuses == {
+        "README.md": "changed",
+        "evaluation/loso.json": "removed",
+        "model.safetensors": "changed",
+        "training_record.json": "changed",
+    }
+    assert "picture.png" in repository.files()
+    assert "evaluation/loso.json" not in repository.files()
+    assert len(repository.titles()) == 4
+
+
+def test_a_revision_is_a_branch_that_is_made_where_it_is_missing(
+    hub: FakeHub, folder: Path
+) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    write_model_folder(folder, seed=1)
+    publish(folder, "org/timnet-emodb", token=TOKEN, revision="next")
+    repository = hub.model("org/timnet-emodb")
+    weights = (folder / "model.safetensors").read_bytes()
+    assert repository.files("next")["model.safetensors"] == weights
+    assert repository.files("main")["model.safetensors"] != weights
+
+
+def test_a_damaged_model_is_not_published(hub: FakeHub, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(HubError, match="SHA-256"):
+        publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("repo_id", ["timnet", "a/b/c", "org/-x-", "org/a b", ""])
+def test_a_name_that_is_no_repository_id_is_refused(folder: Path, repo_id: str) -> None:
+    with pytest.raises(HubError, match="owner/name"):
+        publish(folder, repo_id)
+
+
+def test_a_card_that_the_hub_refuses_stops_the_commit(hub: FakeHub, folder: Path) -> None:
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("license: apache-2.0", "license: own"))
+    with pytest.raises(HubError, match='(?s)refuses the card.*"license" must be one of'):
+        publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert hub.model("org/timnet-emodb").titles() == ["initial commit"]
+
+
+# --- dry runs ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_exactly_what_publishing_pushes(
+    hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    result = publish(
+        folder, "org/timnet-emodb", dry_run=True, token=TOKEN, output_dir=tmp_path / "dry"
+    )
+    assert hub.repositories == {}, "a dry run makes nothing"
+    assert result.commit is None
+    assert "does not exist yet" in result.note
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    pushed = hub.model("org/timnet-emodb").files()
+    del pushed[".gitattributes"]
+    written = {
+        path.relative_to(tmp_path / "dry").as_posix(): path.read_bytes()
+        for path in (tmp_path / "dry").rglob("*")
+        if path.is_file()
+    }
+    assert written == pushed
+    assert {change.name for change in result.changes} == set(pushed)
+
+
+def test_a_dry_run_shows_the_difference_to_what_is_there(
+    hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("## Intended use", "## What it is for"))
+    (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b"\n")
+    result = publish(folder, "org/timnet-emodb", dry_run=True, output_dir=tmp_path / "dry")
+    assert [change.name for change in result.changes] == ["README.md", "config.json"]
+    assert "-## Intended use\n+## What it is for\n" in result.diff
+    assert len(hub.model("org/timnet-emodb").titles()) == 2
+
+
+def test_a_dry_run_without_a_hub_still_writes_the_folder(folder: Path, tmp_path: Path) -> None:
+    result = publish(folder, "org/timnet-emodb", dry_run=True, output_dir=tmp_path / "dry")
+    assert (tmp_path / "dry" / "model.safetensors").is_file()
+    assert "could not be compared" in result.note and "HF_HUB_OFFLINE" in result.note
+
+
+def test_a_dry_run_replaces_an_earlier_one_and_no_other_folder(
+    hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        publish(folder, "org/timnet-emodb", dry_run=True, output_dir=tmp_path / "dry")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("")
+    with pytest.raises(HubError, match="no earlier dry run"):
+        publish(folder, "org/timnet-emodb", dry_run=True, output_dir=tmp_path / "precious")
+    assert (tmp_path / "precious" / "thesis.tex").exists()
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+FAILURES = [
+    pytest.param(0, {}, "connection to the Hub failed.*Check the network", id="dropped"),
+    pytest.param(401, {}, "hf auth login", id="401"),
+    pytest.param(403, {}, "write permission", id="403"),
+    pytest.param(409, {}, "pushed at the same time", id="409"),
+    pytest.param(429, {"Retry-After": "30"}, "Wait 30 seconds", id="429"),
+    pytest.param(500, {}, "trouble of its own", id="500"),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "advice"), FAILURES)
+def test_a_failed_upload_leaves_the_repository_as_it_was_and_says_what_to_do(
+    hub: FakeHub, folder: Path, status: int, headers: dict[str, str], advice: str
+) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    repository = hub.model("org/timnet-emodb")
+    before, titles = dict(repository.files()), repository.titles()
+    write_model_folder(folder, seed=1)
+    hub.fail("POST", "/commit/", status, headers=headers)
+    with pytest.raises(HubError, match=f"(?s)org/timnet-emodb: .*{advice}.*Nothing was changed"):
+        publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert (repository.files(), repository.titles()) == (before, titles)
+    assert publish(folder, "org/timnet-emodb", token=TOKEN).commit, "the next try goes through"
+
+
+def test_a_commit_whose_answer_was_lost_is_not_called_undone(hub: FakeHub, folder: Path) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    write_model_folder(folder, seed=1)
+    hub.fail("POST", "/commit/", after=True)
+    with pytest.raises(HubError, match="it commits only what is missing") as caught:
+        publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert "Nothing was changed" not in str(caught.value)
+    assert publish(folder, "org/timnet-emodb", token=TOKEN).commit is None
+
+
+def test_a_push_by_somebody_else_in_between_is_not_overwritten(
+    hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    write_model_folder(folder, seed=1)
+    repository = hub.model("org/timnet-emodb")
+    create_commit = HfApi.create_commit
+
+    def overtaken(self: HfApi, *arguments: Any, **options: Any) -> Any:
+        repository.commit("main", {"theirs.txt": b""}, "theirs")
+        return create_commit(self, *arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", overtaken)
+    with pytest.raises(HubError, match="pushed at the same time"):
+        publish(folder, "org/timnet-emodb", token=TOKEN)
+    assert set(repository.files()) == {"theirs.txt"}
+
+
+def test_a_wrong_token_cannot_make_a_repository(hub: FakeHub, folder: Path) -> None:
+    with pytest.raises(HubError, match="hf auth login"):
+        publish(folder, "org/timnet-emodb", token="hf_wrong")
+    assert hub.repositories == {}
+
+
+def test_offline_mode_is_named(folder: Path) -> None:
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        publish(folder, "org/timnet-emodb", token=TOKEN)
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["uar", "war"])
+def test_a_metric_is_published_as_a_space(hub: FakeHub, name: str) -> None:
+    publish_metric(name, f"org/{name}", token=TOKEN)
+    repository = hub.space(f"org/{name}")
+    assert repository.sdk == "gradio"
+    assert set(repository.files()) >= {"README.md", "app.py", "requirements.txt", f"{name}.py"}
+    assert f'evaluate.load("org/{name}")' in repository.files()["README.md"].decode()
+    assert publish_metric(name, f"org/{name}", token=TOKEN).commit is None
+
+
+def test_a_metric_needs_a_repository_of_its_own_name() -> None:
+    with pytest.raises(HubError, match="Use org/uar"):
+        publish_metric("uar", "org/my-metric")
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+LOAD = """
+import json, sys
+repo_id, revision, path = sys.argv[1:]
+import numpy as np
+import torch
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
+options = {"trust_remote_code": True, "revision": revision}
+extractor = AutoFeatureExtractor.from_pretrained(repo_id, **options)
+backbone = AutoModel.from_pretrained(repo_id, **options)
+model = AutoModelForAudioClassification.from_pretrained(repo_id, **options)
+clip = np.load(path)
+inputs = extractor(clip, sampling_rate=16000, return_tensors="pt")
+with torch.inference_mode():
+    fused = backbone(**inputs).pooler_output[0].tolist()
+    logits = model(**inputs).logits[0].tolist()
+classify = pipeline("audio-classification", model=repo_id, **options)
+answer = {entry["label"]: entry["score"] for entry in classify(clip, top_k=None)}
+print(json.dumps({"fused": fused, "logits": logits, "answer": answer,
+                  "home": type(model).__module__}))
+"""
+
+
+def expected_logits(folder: Path, clip: np.ndarray) -> list[float]:
+    import torch
+
+    model = TimNetForAudioClassification.from_pretrained(folder)
+    extractor = TimNetFeatureExtractor.from_pretrained(folder)
+    with torch.inference_mode():
+        inputs = extractor(clip, sampling_rate=16_000, return_tensors="pt")
+        return model(**inputs).logits[0].tolist()
+
+
+def test_a_published_model_loads_without_the_package_pinned_and_from_the_cache(
+    hub: FakeHub, folder: Path, tmp_path: Path, speech: np.ndarray
+) -> None:
+    first = publish(folder, "org/timnet-emodb", token=TOKEN)
+    old, first_logits = str(first.commit), expected_logits(folder, speech)
+    write_model_folder(folder, seed=1)
+    publish(folder, "org/timnet-emodb", token=TOKEN)
+    second_logits = expected_logits(folder, speech)
+    np.save(tmp_path / "clip.npy", speech)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def load(revision: str) -> dict[str, Any]:
+        return run_python(
+            LOAD,
+            "org/timnet-emodb",
+            revision,
+            str(tmp_path / "clip.npy"),
+            cwd=elsewhere,
+            package=False,
+            HF_ENDPOINT=hub.url,
+            HF_HUB_OFFLINE="0",
+        )
+
+    newest, pinned = load("main"), load(old)
+    assert newest["home"].startswith("transformers_modules")
+    assert (newest["logits"], pinned["logits"]) == (second_logits, first_logits)
+    assert max(newest["answer"].values()) == pytest.approx(
+        np.exp(max(second_logits)) / np.exp(second_logits).sum(), abs=1e-5
+    )
+    hub.stop()
+    assert load("main") == newest, "the second load comes from the cache"
+
+
+def test_evaluate_loads_a_published_metric(hub: FakeHub, tmp_path: Path) -> None:
+    publish_metric("uar", "org/uar", token=TOKEN)
+    script = """
+import evaluate, json
+print(json.dumps(evaluate.load("org/uar").compute(predictions=[0, 0, 1], references=[0, 1, 1])))
+"""
+    answer = run_python(
+        script, cwd=tmp_path, package=False, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0"
+    )
+    assert answer == {"uar": 0.75}
+
+
+def test_the_trainer_pushes_a_model_that_loads_without_the_package(
+    hub: FakeHub, tmp_path: Path, speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    for marked in (TimNetForAudioClassification, TimNetFeatureExtractor):
+        monkeypatch.setattr(marked, "_auto_class", None)  # and put back after the test
+    model = TimNetForAudioClassification(TimNetConfig(hidden_size=4, num_hidden_layers=2))
+    extractor = TimNetFeatureExtractor()
+    make_portable(model, extractor)
+    features = torch.randn(4, 20, 39)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "run"),
+            push_to_hub=True,
+            hub_model_id="org/pushed",
+            hub_token=TOKEN,
+            max_steps=1,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=[
+            {"input_values": one, "labels": index % 2} for index, one in enumerate(features)
+        ],
+        processing_class=extractor,
+    )
+    trainer.train()
+    trainer.push_to_hub()
+    np.save(tmp_path / "clip.npy", speech)
+    (tmp_path / "elsewhere").mkdir()
+    answer = run_python(
+        LOAD,
+        "org/pushed",
+        "main",
+        str(tmp_path / "clip.npy"),
+        cwd=tmp_path / "elsewhere",
+        package=False,
+        HF_ENDPOINT=hub.url,
+        HF_HUB_OFFLINE="0",
+    )
+    with torch.inference_mode():
+        inputs = extractor(speech, sampling_rate=16_000, return_tensors="pt")
+        logits = model.eval()(**inputs).logits[0].tolist()
+    assert answer["logits"] == pytest.approx(logits, abs=1e-6)

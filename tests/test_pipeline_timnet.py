@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline `speech-emotion-timeline`: every kind of input, with the package and without it."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import pipeline
+
+import timnet_hf
+from timnet_hf import TimNetConfig, TimNetFeatureExtractor, TimNetForAudioClassification
+from timnet_hf.pipeline_timnet import TASK, TimNetTimelinePipeline
+
+from .model_folders import run_python
+
+LABELS = ["angry", "happy", "neutral", "sad"]
+Event = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def model() -> TimNetForAudioClassification:
+    """A random network, whose classifier is scaled so that different sounds differ in label."""
+    torch.manual_seed(5)
+    config = TimNetConfig(
+        hidden_size=8, pooling="statistics", id2label=dict(enumerate(LABELS)), num_labels=4
+    )
+    model = TimNetForAudioClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="module")
+def timeline(model: TimNetForAudioClassification) -> TimNetTimelinePipeline:
+    return pipeline(TASK, model=model, feature_extractor=TimNetFeatureExtractor())
+
+
+@pytest.fixture(scope="module")
+def call(make_speech: Callable[..., np.ndarray]) -> np.ndarray:
+    """12.5 s: three utterances with pauses before, between and behind them."""
+    pause = np.zeros(16_000, dtype=np.float32)
+    first, second, third = (
+        make_speech(4),
+        make_speech(1, seed=1),
+        make_speech(3.5, seed=2, pitch=220),
+    )
+    return np.concatenate([pause, first, pause, second, pause, third, pause])
+
+
+@pytest.fixture(scope="module")
+def expected(timeline: TimNetTimelinePipeline, call: np.ndarray) -> list[Event]:
+    events = timeline(call)
+    assert len(events) >= 3
+    return events
+
+
+def assert_close(events: list[Event], expected: list[Event], tolerance: float = 1e-5) -> None:
+    """Equal but for the last digits of the scores: batches of another size sum up in another order."""
+    for event, other in zip(events, expected, strict=True):
+        assert event["label"] == other["label"]
+        assert (event["start"], event["end"]) == (other["start"], other["end"])
+        assert event["scores"] == pytest.approx(other["scores"], abs=tolerance)
+
+
+# --- what comes out ---------------------------------------------------------------------------
+
+
+def test_the_task_makes_this_pipeline(timeline: TimNetTimelinePipeline) -> None:
+    assert type(timeline) is TimNetTimelinePipeline
+    assert timeline.task == TASK == "speech-emotion-timeline"
+    assert not timeline.model.training
+
+
+def test_events_are_plain_values_about_speech_alone(
+    expected: list[Event], call: np.ndarray
+) -> None:
+    spoken = [(1.0, 5.0), (6.0, 7.0), (8.0, 11.5)]
+    last = 0.0
+    for event in expected:
+        assert [type(event[name]) for name in ("start", "end", "label", "score")] == [
+            float,
+            float,
+            str,
+            float,
+        ]
+        assert list(event["scores"]) == LABELS
+        assert sum(event["scores"].values()) == pytest.approx(1)
+        assert event["score"] == event["scores"][event["label"]] == max(event["scores"].values())
+        assert last <= event["start"] < event["end"]
+        assert any(a - 0.02 <= event["start"] < event["end"] <= b + 0.02 for a, b in spoken)
+        last = event["end"]
+    covered = sum(event["end"] - event["start"] for event in expected)
+    assert covered > 0.95 * sum(end - start for start, end in spoken)
+
+
+def test_a_clip_that_fits_a_window_scores_as_the_model_scores_it(
+    timeline: TimNetTimelinePipeline, make_speech: Callable[..., np.ndarray]
+) -> None:
+    clip = make_speech(2.0)
+    (event,) = timeline(clip)
+    heard = clip[round(event["start"] * 16_000) : round(event["end"] * 16_000)]
+    inputs = timeline.feature_extractor(heard, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        scores = timeline.model(**inputs).logits.softmax(-1)[0]
+    assert list(event["scores"].values()) == pytest.approx(scores.tolist(), abs=1e-6)
+
+
+def test_multi_label_models_score_each_label_on_its_own(
+    model: TimNetForAudioClassification, call: np.ndarray
+) -> None:
+    made = TimNetTimelinePipeline(model=model, feature_extractor=TimNetFeatureExtractor())
+    model.config.problem_type = "multi_label_classification"
+    try:
+        sums = [sum(event["scores"].values()) for event in made(call)]
+    finally:
+        model.config.problem_type = None
+    assert max(abs(total - 1) for total in sums) > 0.01
+
+
+# --- what goes in -----------------------------------------------------------------------------
+
+
+def wav(call: np.ndarray, rate: int = 16_000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, call, rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+INPUTS: dict[str, Callable[[np.ndarray, Path], Any]] = {
+    "array": lambda call, path: call,
+    "float64": lambda call, path: call.astype(np.float64),
+    "tensor": lambda call, path: torch.from_numpy(call),
+    "dict": lambda call, path: {"array": call, "sampling_rate": 16_000, "path": None},
+    "raw": lambda call, path: {"raw": call, "sampling_rate": 16_000},
+    "blocks": lambda call, path: {
+        "blocks": (block for block in np.array_split(call, 99)),
+        "sampling_rate": 16_000,
+    },
+    "bytes": lambda call, path: wav(call),
+    "path": lambda call, path: path,
+    "name": lambda call, path: str(path),
+    "undecoded": lambda call, path: {"bytes": wav(call), "path": "unknown.wav"},
+    "undecoded path": lambda call, path: {"bytes": None, "path": str(path)},
+    "torchcodec": lambda call, path: SimpleNamespace(
+        get_all_samples=lambda: SimpleNamespace(
+            data=torch.from_numpy(np.stack([call, call])), sample_rate=16_000
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_every_kind_of_input_gives_the_same_events(
+    timeline: TimNetTimelinePipeline,
+    call: np.ndarray,
+    expected: list[Event],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    path = tmp_path / "call.wav"
+    path.write_bytes(wav(call))
+    assert timeline(INPUTS[kind](call, path)) == expected
+
+
+@pytest.mark.parametrize("rate", [48_000, 22_050])
+def test_another_rate_gives_the_same_events_up_to_the_resampler(
+    timeline: TimNetTimelinePipeline, call: np.ndarray, expected: list[Event], rate: int
+) -> None:
+    other = timnet_hf.resample(call, 16_000, rate)
+    events = timeline({"array": other, "sampling_rate": rate})
+    assert [event["label"] for event in events] == [event["label"] for event in expected]
+    for event, same in zip(events, expected, strict=True):
+        assert event["start"] == pytest.approx(same["start"], abs=0.05)
+        assert event["end"] == pytest.approx(same["end"], abs=0.05)
+        assert event["score"] == pytest.approx(same["score"], abs=0.1)
+    assert timeline(wav(other, rate)) == pytest.approx(events)
+
+
+def test_several_recordings_give_a_timeline_each(
+    timeline: TimNetTimelinePipeline, call: np.ndarray, expected: list[Event]
+) -> None:
+    silent = np.zeros(16_000, dtype=np.float32)
+    assert timeline([call, silent, call]) == [expected, [], expected]
+    lazily = timeline(one for one in (call, silent))
+    assert next(lazily) == expected
+    assert list(lazily) == [[]]
+
+    class Calls(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            return call
+
+    assert list(timeline(Calls())) == [expected, expected]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_batch_size_changes_nothing_but_the_last_digits(
+    timeline: TimNetTimelinePipeline, call: np.ndarray, expected: list[Event], batch_size: int
+) -> None:
+    assert_close(timeline(call, batch_size=batch_size), expected)
+
+
+def test_windows_go_through_the_model_in_batches_and_once(
+    timeline: TimNetTimelinePipeline, make_speech: Callable[..., np.ndarray]
+) -> None:
+    sizes: list[int] = []
+    hook = timeline.model.timnet.register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(output.pooler_output))
+    )
+    sound = make_speech(12.5)
+    with hook:
+        timeline(sound, batch_size=7)
+        assert sizes == [7, 7, 7]
+        sizes.clear()
+        timeline(sound, batch_size=7, window=2.0, hop=2.0)
+        assert sizes == [7]  # six side by side, and one to the end
+
+
+def test_parameters_are_taken_at_construction_and_at_the_call(
+    model: TimNetForAudioClassification, call: np.ndarray, timeline: TimNetTimelinePipeline
+) -> None:
+    made = pipeline(
+        TASK, model=model, feature_extractor=TimNetFeatureExtractor(), window=1.0, hop=0.25
+    )
+    assert_close(made(call), timeline(call, window=1.0, hop=0.25))
+    assert_close(made(call, window=2.5, hop=0.5), timeline(call))
+    assert (made.stream().window, made.stream(hop=0.5).hop) == (1.0, 0.5)
+
+
+# --- live -------------------------------------------------------------------------------------
+
+
+def test_live_gives_what_the_file_gives(
+    timeline: TimNetTimelinePipeline, call: np.ndarray, expected: list[Event]
+) -> None:
+    live, rng = timeline.stream(), np.random.default_rng(0)
+    events, position = [], 0
+    while position < len(call):
+        size = int(rng.integers(1, 8_000))
+        for event in live.feed(call[position : position + size]):
+            assert live.duration - event["end"] <= live.latency + 0.5
+            events.append(event)
+        position += size
+    events += live.finish()
+    assert events == timeline(call, batch_size=1)
+    assert_close(events, expected)
+
+
+def test_live_sound_may_have_the_rate_of_the_microphone(
+    timeline: TimNetTimelinePipeline, call: np.ndarray
+) -> None:
+    live = timeline.stream(48_000)
+    sound = timnet_hf.resample(call, 16_000, 48_000)
+    events = [event for block in np.array_split(sound, 50) for event in live.feed(block)]
+    events += live.finish()
+    assert events == timeline({"array": sound, "sampling_rate": 48_000}, batch_size=1)
+
+
+# --- an hour ----------------------------------------------------------------------------------
+
+
+def test_a_long_recording_is_never_held_as_a_whole(
+    model: TimNetForAudioClassification, make_speech: Callable[..., np.ndarray]
+) -> None:
+    """The features and the network of an hour take a minute, so here they are left out."""
+
+    class Quick(TimNetTimelinePipeline):
+        def _classify(self, waveforms: list[np.ndarray]) -> np.ndarray:
+            return np.tile([0.1, 0.2, 0.3, 0.4], (len(waveforms), 1))
+
+    quick = Quick(model=model, feature_extractor=TimNetFeatureExtractor())
+    minute = np.concatenate([make_speech(58), np.zeros(32_000, dtype=np.float32)])
+    blocks: Iterator[np.ndarray] = (minute for _ in range(60))
+    quick(minute)
+    tracemalloc.start()
+    try:
+        events = quick({"blocks": blocks, "sampling_rate": 16_000})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert events[-1]["end"] > 3_590
+    assert peak < 16e6 < 60 * minute.nbytes / 10
+
+
+def test_a_long_file_is_read_block_by_block(
+    timeline: TimNetTimelinePipeline, tmp_path: Path, make_speech: Callable[..., np.ndarray]
+) -> None:
+    path = tmp_path / "long.wav"
+    minute = np.concatenate([make_speech(5, 8_000), np.zeros(55 * 8_000, dtype=np.float32)])
+    with soundfile.SoundFile(path, "w", 8_000, 1) as file:
+        for _ in range(20):
+            file.write(minute)
+    timeline(np.zeros(16_000))
+    tracemalloc.start()
+    try:
+        events = timeline(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert {int(event["start"] // 60) for event in events} == set(range(20))
+    assert peak < 12e6 < 20 * 60 * 16_000 * 4 / 6
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (np.zeros(0), ValueError, "The recording is empty"),
+        ({"blocks": [], "sampling_rate": 16_000}, ValueError, "The recording is empty"),
+        (np.array([0.0, np.nan]), ValueError, "NaN or infinite"),
+        (np.zeros((16_000, 2)), ValueError, r"mono sound .* got shape \(16000, 2\)"),
+        (np.zeros(16_000, dtype=np.int16), ValueError, "got int16"),
+        ({"array": np.zeros(16_000)}, ValueError, 'Give the "sampling_rate" of "array"'),
+        ({"array": np.zeros(9), "sampling_rate": 9}, ValueError, "9 Hz is under 1,000 Hz"),
+        ({}, TypeError, "Expected a path, the bytes of a file, a waveform"),
+        (7, TypeError, "got int"),
+        ("absent.wav", ValueError, "absent.wav"),
+        (b"no recording", ValueError, "<bytes>|bytes"),
+    ],
+)
+def test_what_cannot_be_heard_is_an_error_that_says_so(
+    timeline: TimNetTimelinePipeline, source: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        timeline(source)
+
+
+def test_silence_is_an_empty_timeline(timeline: TimNetTimelinePipeline) -> None:
+    assert timeline(np.zeros(80_000)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"windows": 3}, TypeError, "does not know the argument windows"),
+        ({"hop": 9.0}, ValueError, "window at least hop"),
+        ({"vad": "magic"}, ValueError, "Unknown vad"),
+    ],
+)
+def test_wrong_parameters_are_refused(
+    timeline: TimNetTimelinePipeline,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        timeline(np.zeros(16_000), **options)
+
+
+# --- registration -----------------------------------------------------------------------------
+
+REGISTERED = """
+import json, sys
+for name in sys.argv[1:]:
+    __import__(name)
+light = "transformers.pipelines" not in sys.modules
+from transformers.pipelines import PIPELINE_REGISTRY
+task, entry, _ = PIPELINE_REGISTRY.check_task("speech-emotion-timeline")
+print(json.dumps({"light": light, "impl": entry["impl"].__name__, "pt": entry["pt"][0].__name__}))
+"""
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["timnet_hf"],
+        ["timnet_hf", "transformers.pipelines"],
+        ["transformers.pipelines", "timnet_hf"],
+        ["timnet_hf.pipeline_timnet"],
+    ],
+)
+def test_importing_the_package_registers_the_task_in_any_order(
+    order: list[str], tmp_path: Path
+) -> None:
+    answer = run_python(REGISTERED, *order, cwd=tmp_path, package=True)
+    assert answer["impl"] == "TimNetTimelinePipeline"
+    assert answer["pt"] == "AutoModelForAudioClassification"
+    assert answer["light"] == (order == ["timnet_hf"])
+
+
+FROM_FOLDER = """
+import json, sys
+import numpy as np
+from transformers import pipeline
+import transformers.utils.logging
+transformers.utils.logging.disable_progress_bar()
+folder, sound, wav = sys.argv[1:]
+timeline = pipeline("speech-emotion-timeline", model=folder, trust_remote_code=True)
+stream = timeline.stream()
+print(json.dumps({
+    "module": type(timeline).__module__,
+    "array": timeline(np.load(sound)),
+    "path": timeline(wav),
+    "live": stream.feed(np.load(sound)) + stream.finish(),
+}))
+"""
+
+
+def test_without_the_package_the_code_in_the_folder_does_the_same(
+    timeline: TimNetTimelinePipeline,
+    call: np.ndarray,
+    expected: list[Event],
+    tmp_path: Path,
+) -> None:
+    from timnet_hf.model_folder import AUTO_MAP, EXTRACTOR_AUTO_MAP
+
+    folder = tmp_path / "model"
+    timeline.model.config.auto_map = dict(AUTO_MAP)
+    timeline.feature_extractor.auto_map = dict(EXTRACTOR_AUTO_MAP)
+    try:
+        timeline.save_pretrained(folder)
+    finally:
+        del timeline.model.config.auto_map, timeline.feature_extractor.auto_map
+        timeline.model.config.__dict__.pop("custom_pipelines", None)
+    for name in ("configuration_timnet.py", "modeling_timnet.py", "feature_extraction_timnet.py"):
+        (folder / name).write_bytes((Path(timnet_hf.__file__).parent / name).read_bytes())
+    np.save(tmp_path / "call.npy", call)
+    (tmp_path / "call.wav").write_bytes(wav(call))
+    answer = run_python(
+        FROM_FOLDER,
+        str(folder),
+        str(tmp_path / "call.npy"),
+        str(tmp_path / "call.wav"),
+        cwd=tmp_path,
+        package=False,
+    )
+    assert answer["module"].startswith("transformers_modules.")
+    for kind in ("array", "path", "live"):
+        assert_close(answer[kind], expected)
+
+
+# --- real recordings --------------------------------------------------------------------------
+
+
+def test_real_utterances_in_a_row_are_found_one_by_one(
+    timeline: TimNetTimelinePipeline, emodb_dir: Path
+) -> None:
+    files = sorted((emodb_dir / "wav").glob("*.wav"))[::90]
+    assert len(files) == 6
+    parts, spoken, position = [], [], 0.0
+    for file in files:
+        clip = timnet_hf.load_audio(file, 16_000)
+        parts += [np.zeros(24_000, dtype=np.float32), clip]
+        position += 1.5 + len(clip) / 16_000
+        spoken.append((position - len(clip) / 16_000, position))
+    events = timeline(np.concatenate(parts))
+    for start, end in spoken:
+        inside = [e for e in events if start - 0.02 <= e["start"] and e["end"] <= end + 0.02]
+        assert sum(event["end"] - event["start"] for event in inside) > 0.75 * (end - start)
+    assert sum(e["end"] - e["start"] for e in events) <= sum(b - a for a, b in spoken)

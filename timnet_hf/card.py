@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: MODEL_CARD.md filled in with what is on record.
+
+Every figure of a card comes from the training record, the configuration or a cross-validation
+report. Where there is no report, the card says that nothing has been measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .corpus_table import CORPORA, Corpus
+from .tables import PROTOCOL_TITLES, load_reports, render_reports
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+__all__ = [
+    "EXAMPLES",
+    "build_card",
+    "model_name",
+    "placeholder_repo_id",
+    "reports_for",
+    "template_path",
+]
+
+_LANGUAGE_CODES = {"Chinese": "zh", "English": "en", "German": "de", "Italian": "it"}
+
+#: Synthetic clips that a published repository offers to try: file in demo_clips → its title.
+EXAMPLES = {
+    "angry.flac": "A synthetic voice, meant to sound angry",
+    "sad.flac": "A synthetic voice, meant to sound sad",
+}
+
+#: Power of the whole machine that the compute note reckons with.
+ASSUMED_WATTS = 100
+
+
+def template_path() -> Path:
+    """Where MODEL_CARD.md lies: in the package when it is installed, else in the working tree."""
+    installed = Path(__file__).with_name("MODEL_CARD.md")
+    return installed if installed.is_file() else Path(__file__).parents[1] / "MODEL_CARD.md"
+
+
+def model_name(record: dict[str, Any]) -> str:
+    """What a model of this record is called, such as ``timnet-emodb``."""
+    other = "converted" if record.get("converted_from") else "own-data"
+    return f"timnet-{record.get('corpus') or other}"
+
+
+def placeholder_repo_id(record: dict[str, Any]) -> str:
+    """The repository that a card names until the model is published."""
+    return f"org/{model_name(record)}"
+
+
+def reports_for(
+    record: dict[str, Any], results_dir: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
+    """The reports that a card of this record may quote: those of its corpus and plain recipe.
+
+    A model that was trained with overrides, or on another number of recordings than was
+    cross-validated, gets none: the figures would be another model's.
+    """
+    corpus, recipe = record.get("corpus"), (record.get("recipe") or {}).get("name")
+    if not corpus or not recipe or record.get("overrides") or record.get("config"):
+        return []
+    files = (record.get("data") or {}).get("files")
+    return [
+        report
+        for report in load_reports(results_dir, corpus, recipe)
+        if not report.get("leaks_test_fold") and files in (None, report.get("n_files"))
+    ]
+
+
+def build_card(
+    record: dict[str, Any],
+    config: dict[str, Any],
+    extractor: dict[str, Any],
+    reports: Sequence[dict[str, Any]] = (),
+    repo_id: str | None = None,
+) -> str:
+    """Make the card of a model.
+
+    Args:
+        record: Its training record.
+        config: Its ``config.json``.
+        extractor: Its ``preprocessor_config.json``.
+        reports: Cross-validation reports of its corpus and recipe; the protocol that stands first
+            in :data:`timnet_hf.tables.PROTOCOL_TITLES` gives the headline.
+        repo_id: Where it will be found; a placeholder by default.
+
+    Returns:
+        Markdown with YAML front matter.
+    """
+    from huggingface_hub import ModelCard
+
+    repo_id = repo_id or placeholder_repo_id(record)
+    order = list(PROTOCOL_TITLES)
+    reports = sorted(
+        (report for report in reports if not report.get("leaks_test_fold")),
+        key=lambda report: order.index(report["protocol"]) if report["protocol"] in order else 99,
+    )
+    card = ModelCard.from_template(
+        _front_matter(record, reports, repo_id),
+        template_path=str(template_path()),
+        repo_id=repo_id,
+        **_about_data(record),
+        **_about_training(record, config, extractor, reports),
+        **_about_results(record, config, reports),
+    )
+    text = str(card)
+    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
+
+
+def _front_matter(
+    record: dict[str, Any], reports: Sequence[dict[str, Any]], repo_id: str
+) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
+    corpus = _corpus(record)
+    return ModelCardData(
+        language=_LANGUAGE_CODES[corpus.language] if corpus else None,
+        **_licence(corpus),
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["speech-emotion-recognition", "emotion", "audio", "speech", "timnet", "mfcc"],
+        datasets=[corpus.name] if corpus else None,
+        metrics=["recall", "accuracy", "f1"],
+        model_name=model_name(record),
+        eval_results=_eval_results(corpus, reports, repo_id) or None,
+        widget=[
+            {
+                "example_title": title,
+                "src": f"https://huggingface.co/{repo_id}/resolve/main/examples/{file}",
+            }
+            for file, title in EXAMPLES.items()
+        ],
+    )
+
+
+def _licence(corpus: Corpus | None) -> dict[str, Any]:
+    """Licence of the weights: as free as the recordings they come from allow."""
+    if corpus is None:
+        return {}
+    if corpus.licence.startswith("CC "):
+        return {"license": corpus.licence.lower().replace(" ", "-")}
+    if "permission" in corpus.licence:
+        return {
+            "license": "other",
+            "license_name": f"{corpus.name}-owners-permission",
+            "license_link": corpus.homepage,
+        }
+    return {"license": "apache-2.0"}
+
+
+def _eval_results(
+    corpus: Corpus | None, reports: Sequence[dict[str, Any]], repo_id: str
+) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    results = []
+    for report in reports:
+        title = PROTOCOL_TITLES.get(report["protocol"], report["protocol"])
+        for kind, name, value in (
+            ("recall", "UAR (unweighted average recall, macro recall), %", report["uar"]["pooled"]),
+            ("accuracy", "WAR (weighted average recall, accuracy), %", report["war"]["pooled"]),
+            ("f1", "Macro F1, %", report["macro_f1"]),
+        ):
+            results.append(
+                EvalResult(
+                    task_type="audio-classification",
+                    task_name="Speech emotion recognition",
+                    dataset_type=report["corpus"],
+                    dataset_name=f"{corpus.title if corpus else report['corpus']}, {title}",
+                    dataset_config=report["protocol"],
+                    dataset_split="test",
+                    metric_type=kind,
+                    metric_name=name,
+                    metric_value=value,
+                    source_name=f"Cross-validation report, {title}",
+                    source_url=f"https://huggingface.co/{repo_id}/blob/main/evaluation/"
+                    f"{report['protocol']}.json",
+                )
+            )
+    return results
+
+
+def _corpus(record: dict[str, Any]) -> Corpus | None:
+    return CORPORA.get(record.get("corpus") or "")
+
+
+def _about_data(record: dict[str, Any]) -> dict[str, Any]:
+    corpus = _corpus(record)
+    data = record.get("data") or {}
+    return {
+        "title": corpus.title if corpus else record.get("corpus") or "own recordings",
+        "language": corpus.language if corpus else None,
+        "speakers": corpus.n_speakers if corpus else None,
+        "corpus_licence": corpus.licence if corpus else None,
+        "corpus_citation": corpus.citation if corpus else None,
+        "homepage": corpus.homepage if corpus else None,
+        "files": f"{data['files']:,}" if "files" in data else None,
+        "converted_from": record.get("converted_from"),
+        "data_sha256": data.get("sha256", "not recorded"),
+    }
+
+
+def _about_training(
+    record: dict[str, Any],
+    config: dict[str, Any],
+    extractor: dict[str, Any],
+    reports: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    recipe = record.get("recipe") or {}
+    versions = record.get("versions") or {}
+    seconds = record.get("wall_time_seconds") or 0.0
+    validation = sum(report.get("wall_time_seconds", 0) for report in reports)
+    neutral = (None, 0, 0.0, [1.0], (1.0,))
+    augmentation = {
+        name: value
+        for name, value in (recipe.get("augmentation") or {}).items()
+        if value not in neutral and not (name == "mixup_alpha")
+    }
+    return {
+        "recipe": recipe.get("name", "own"),
+        "preset": recipe.get("preset", "default"),
+        "labels": record.get("labels") or list(config["id2label"].values()),
+        "parameters": f"{record['parameters']:,}",
+        "sampling_rate": f"{extractor['sampling_rate']:,}".replace(",", "\u202f"),
+        "feature_size": extractor["feature_size"],
+        "hop": f"{1000 * extractor['hop_length'] / extractor['sampling_rate']:.3g}",
+        "blocks": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "arguments": sorted((recipe.get("arguments") or {}).items()),
+        "augmented": ", ".join(f"`{name}={value}`" for name, value in augmentation.items()),
+        "seed": record.get("seed"),
+        "versions": [(name, value) for name, value in versions.items() if name != "machine"],
+        "machine": f"one machine ({versions['machine']}, CPU)"
+        if "machine" in versions
+        else "a CPU",
+        "command": record.get("command", "not recorded"),
+        "minutes": f"{seconds / 60:.1f}" if seconds else None,
+        "validation_hours": f"{validation / 3600:.1f}" if validation else None,
+        "watts": ASSUMED_WATTS,
+        "watt_hours": f"{(seconds + validation) / 3600 * ASSUMED_WATTS:.0f}",
+    }
+
+
+def _about_results(
+    record: dict[str, Any], config: dict[str, Any], reports: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    temperature = float(config.get("temperature", 1.0))
+    values: dict[str, Any] = {
+        "results": render_reports(record.get("corpus") or "", reports),
+        "calibrated": temperature != 1.0,
+        "temperature": f"{temperature:.3f}",
+        "apply_temperature": bool(config.get("apply_temperature")),
+    }
+    if not reports:
+        return values
+    first = reports[0]
+    low, high = first["uar"]["ci95"]
+    values["headline"] = {
+        "protocol": PROTOCOL_TITLES.get(first["protocol"], first["protocol"]),
+        "unseen": first["protocol"] == "loso",
+        "uar": f"{first['uar']['pooled']:.2f}",
+        "low": f"{low:.2f}",
+        "high": f"{high:.2f}",
+        "chance": f"{100 / len(first['per_class_recall']):.1f}",
+    }
+    values["first_seeds"] = len(first["seeds"]) if len(first["seeds"]) > 1 else None
+    values["ece"] = f"{first['ece']:.3f}"
+    values["recalls"] = [(label, f"{v:.1f}") for label, v in first["per_class_recall"].items()]
+    if first["protocol"] == "loso" and first.get("per_speaker"):
+        speakers = first["per_speaker"].values()
+        values["spread"] = {"low": f"{min(speakers):.1f}", "high": f"{max(speakers):.1f}"}
+    return values

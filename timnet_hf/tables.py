@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of measured and published results, for the README and the model cards.
+
+Measured figures come from ``results/<corpus>/<protocol>/<recipe>/report.json`` and from nowhere
+else; published ones stand here once, with where they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .corpus_table import CORPORA
+
+__all__ = [
+    "PROTOCOL_TITLES",
+    "PUBLISHED",
+    "Published",
+    "ResultsError",
+    "fill_markers",
+    "load_reports",
+    "render_reports",
+    "render_results_table",
+]
+
+#: Protocols in the order of tables: first the one whose test speakers are unknown to the model.
+PROTOCOL_TITLES = {
+    "loso": "leave one speaker out",
+    "emobox": "EmoBox folds",
+    "loto": "leave one text out",
+    "group": "leave one group out",
+    "kfold": "random 10-fold",
+}
+#: What a reader must know of a protocol before comparing its figures.
+PROTOCOL_NOTES = {
+    "loso": "no test speaker is in training: the figure to expect on people the model never heard",
+    "loto": "no test sentence is in training; speakers are",
+    "kfold": "recordings are dealt out at random, so test speakers and sentences are in training",
+}
+NOTHING_MEASURED = "Nothing has been measured yet."
+
+_MARKERS = re.compile(
+    r"(<!-- results:begin(?: (?P<corpus>\w+))? -->\n).*?(<!-- results:end -->)", re.DOTALL
+)
+
+
+class ResultsError(ValueError):
+    """A report cannot be read; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature.
+
+    Attributes:
+        corpus: Short name of the corpus.
+        protocol: How test recordings were held out, as in ``PROTOCOL_TITLES``.
+        system: What was evaluated.
+        source: Where the figure is published.
+        uar: Unweighted average recall in percent.
+        war: Weighted average recall in percent, or None.
+        approximate: The sources differ, or give one digit only.
+    """
+
+    corpus: str
+    protocol: str
+    system: str
+    source: str
+    uar: float
+    war: float | None = None
+    approximate: bool = False
+
+
+def _rows(
+    protocol: str, system: str, source: str, figures: dict[str, tuple[float, float | None]]
+) -> tuple[Published, ...]:
+    return tuple(
+        Published(corpus, protocol, system, source, uar, war)
+        for corpus, (uar, war) in figures.items()
+    )
+
+
+_EMOBOX = "Ma et al., EmoBox, Interspeech 2024"
+_OTHERS = "published by others"
+PUBLISHED = (
+    *_rows(
+        "kfold",
+        "TIM-Net, paper: best epoch chosen on the test fold",
+        "Ye et al., ICASSP 2023",
+        {
+            "casia": (94.67, 94.67),
+            "emodb": (95.17, 95.70),
+            "emovo": (92.00, 92.00),
+            "iemocap": (72.50, 71.65),
+            "ravdess": (91.93, 92.08),
+        },
+    ),
+    Published(
+        "savee",
+        "kfold",
+        "TIM-Net, paper: best epoch chosen on the test fold",
+        "Ye et al., ICASSP 2023",
+        86.1,
+        87.71,
+        approximate=True,
+    ),
+    *_rows(
+        "kfold",
+        "TIM-Net, corrected: last epoch",
+        "the paper's authors",
+        {
+            "casia": (91.08, 91.08),
+            "emodb": (89.19, 90.28),
+            "ravdess": (90.04, 90.07),
+            "savee": (77.26, 79.36),
+        },
+    ),
+    *_rows(
+        "emobox",
+        "best of ten self-supervised models, 95 M to 1.5 B parameters",
+        _EMOBOX,
+        {
+            "casia": (59.58, None),
+            "emodb": (92.58, None),
+            "emovo": (57.82, None),
+            "iemocap": (73.54, None),
+            "ravdess": (75.32, None),
+            "savee": (75.75, None),
+        },
+    ),
+    *_rows(
+        "emobox",
+        "wav2vec 2.0 base, 95 M parameters",
+        _EMOBOX,
+        {
+            "casia": (39.56, None),
+            "emodb": (82.06, None),
+            "emovo": (31.07, None),
+            "iemocap": (58.27, None),
+            "ravdess": (54.33, None),
+            "savee": (44.89, None),
+        },
+    ),
+    Published("emodb", "loso", "39 MFCC statistics + SVC", _OTHERS, 68.91),
+    Published("emodb", "loso", "openSMILE ComParE, 6,373 features + SVC", _OTHERS, 77.08),
+    Published(
+        "emodb", "loso", "openEAR + SVM, normalised for each speaker", _OTHERS, 84.6, None, True
+    ),
+    Published("emodb", "loso", "wav2vec2-L-robust, frozen, 165 M + SVC", _OTHERS, 93.38),
+)
+
+
+def load_reports(
+    results_dir: str | os.PathLike[str], corpus: str | None = None, recipe: str | None = None
+) -> list[dict[str, Any]]:
+    """Read the reports of cross-validations, in the order of tables.
+
+    Args:
+        results_dir: The results folder; it need not exist.
+        corpus: Only this corpus.
+        recipe: Only this recipe, with its variant.
+
+    Raises:
+        ResultsError: A report is not readable, or lies in a folder of another name.
+    """
+    reports = []
+    for path in sorted(Path(results_dir).glob(f"{corpus or '*'}/*/{recipe or '*'}/report.json")):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            place = (report["corpus"], report["protocol"], report["recipe"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path}: not a report ({error!r}). Make it again.") from error
+        if place != path.parts[-4:-1]:
+            raise ResultsError(
+                f"{path}: says it is of {'/'.join(place)}. Put it back where it belongs."
+            )
+        reports.append(report)
+    return sorted(reports, key=_table_order)
+
+
+def _table_order(report: dict[str, Any]) -> tuple[Any, ...]:
+    order = list(PROTOCOL_TITLES)
+    protocol, recipe = report["protocol"], report["recipe"]
+    place = order.index(protocol) if protocol in order else len(order)
+    return report["corpus"], place, protocol, bool(report.get("leaks_test_fold")), recipe
+
+
+def render_results_table(results_dir: str | os.PathLike[str], corpus: str) -> str:
+    """Table of one corpus: what was measured here beside what is published, as Markdown.
+
+    Args:
+        results_dir: The results folder; without a report of the corpus, the text says so.
+        corpus: Short name of the corpus.
+    """
+    return render_reports(corpus, load_reports(results_dir, corpus))
+
+
+def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
+    """The same from reports that are already read."""
+    reports = sorted(reports, key=_table_order)
+    protocols = list(dict.fromkeys(report["protocol"] for report in reports))
+    published = [row for row in PUBLISHED if row.corpus == corpus]
+    more = [name for name in PROTOCOL_TITLES if any(row.protocol == name for row in published)]
+    protocols += [name for name in more if name not in protocols]
+    order = list(PROTOCOL_TITLES)
+    protocols.sort(key=lambda name: order.index(name) if name in order else len(order))
+
+    lines = [] if reports else [NOTHING_MEASURED, ""]
+    if not protocols:
+        return NOTHING_MEASURED
+    lines += [
+        "| test recordings | model | UAR % | WAR % | macro F1 % | from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for protocol in protocols:
+        title = PROTOCOL_TITLES.get(protocol, protocol)
+        measured = [report for report in reports if report["protocol"] == protocol]
+        lines += [line for report in measured for line in _measured(title, report)]
+        lines += [_published(title, row) for row in published if row.protocol == protocol]
+    notes = [
+        f"*{PROTOCOL_TITLES[name]}*: {PROTOCOL_NOTES[name]}."
+        for name in protocols
+        if name in PROTOCOL_NOTES
+    ]
+    if corpus in CORPORA and CORPORA[corpus].note:
+        notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
+
+
+def _measured(title: str, report: dict[str, Any]) -> list[str]:
+    """A row of ours, and one of the plain baseline on the same folds."""
+    low, high = report["uar"]["ci95"]
+    leak = ", **epoch chosen on the test fold: not a result**"
+    name = f"TIM-Net, `{report['recipe']}` recipe{leak if report.get('leaks_test_fold') else ''}"
+    seeds = len(report["seeds"])
+    of = "1 seed" if seeds == 1 else f"mean of {seeds} seeds"
+    uar = f"**{report['uar']['pooled']:.2f}** ({low:.1f} to {high:.1f})"
+    rows = [
+        f"| {title} | {name} | {uar} | {report['war']['pooled']:.2f} | "
+        f"{report['macro_f1']:.2f} | measured, {of} |"
+    ]
+    if baseline := report.get("baseline"):
+        rows.append(
+            f"| {title} | plain {baseline['name'].upper()} on MFCC statistics | "
+            f"{baseline['uar']:.2f} | {baseline['war']:.2f} | – | measured, same folds |"
+        )
+    return rows
+
+
+def _published(title: str, row: Published) -> str:
+    war = "–" if row.war is None else f"{row.war:.2f}"
+    uar = f"≈ {row.uar:.1f}" if row.approximate else f"{row.uar:.2f}"
+    return f"| {title} | {row.system} | {uar} | {war} | – | {row.source} |"
+
+
+def fill_markers(text: str, results_dir: str | os.PathLike[str]) -> str:
+    """Put tables between the markers of a text, in place of what stands there.
+
+    ``<!-- results:begin emodb -->`` … ``<!-- results:end -->`` holds the table of one corpus,
+    ``<!-- results:begin -->`` those of all corpora that something was measured on.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        corpus = match["corpus"]
+        table = render_results_table(results_dir, corpus) if corpus else _all_tables(results_dir)
+        return f"{match[1]}\n{table}\n\n{match[3]}"
+
+    return _MARKERS.sub(fill, text)
+
+
+def _all_tables(results_dir: str | os.PathLike[str]) -> str:
+    reports = load_reports(results_dir)
+    parts = []
+    for corpus in dict.fromkeys(report["corpus"] for report in reports):
+        title = CORPORA[corpus].title if corpus in CORPORA else corpus
+        mine = [report for report in reports if report["corpus"] == corpus]
+        parts.append(f"### {title}\n\n{render_reports(corpus, mine)}")
+    return "\n\n".join(parts) or NOTHING_MEASURED
