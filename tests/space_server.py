@@ -103,7 +103,7 @@ def running_space(folder: Path, models: list[Path], **environment: str) -> Itera
 def serving(
     command: list[str], environment: dict[str, str], folder: Path
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run a command that serves a page, from the moment it answers; its output goes to `log.txt`."""
+    """Run a command that serves a page, from when it answers; its output goes to `log.txt`."""
     port = free_port()
     log = folder / "log.txt"
     environment = {**environment, "GRADIO_SERVER_PORT": str(port)}
@@ -113,7 +113,7 @@ def serving(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not _answers(url):
             text = log.read_text(errors="replace")
             assert process.poll() is None and time.monotonic() < deadline, text

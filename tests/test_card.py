@@ -176,7 +176,8 @@ def test_the_card_of_a_converted_checkpoint_does_not_invent_a_training() -> None
     assert "Keras checkpoint `weights.hdf5`" in text
     assert "not on record" in text
     assert "### Compute" not in text and "own recordings" not in text
-    assert "\n\n\n" not in text.replace("---\n\n\n", "")
+    assert "preset" not in text
+    assert "\n\n\n" not in text
 
 
 def test_a_fitted_temperature_is_stated() -> None:

@@ -8,6 +8,7 @@ report. Where there is no report, the card says that nothing has been measured.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,8 +112,9 @@ def build_card(
         **_about_training(record, config, extractor, reports),
         **_about_results(record, config, reports),
     )
-    text = str(card)
-    return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
+    # Branches of the template that are not taken leave their blank lines behind.
+    text = re.sub(r"[ \t]+\n", "\n", str(card))
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _front_matter(
@@ -129,7 +131,7 @@ def _front_matter(
         tags=["speech-emotion-recognition", "emotion", "audio", "speech", "timnet", "mfcc"],
         datasets=[corpus.name] if corpus else None,
         metrics=["recall", "accuracy", "f1"],
-        model_name=model_name(record),
+        model_name=model_name(record) if reports else None,
         eval_results=_eval_results(corpus, reports, repo_id) or None,
         widget=[
             {
@@ -226,7 +228,7 @@ def _about_training(
     }
     return {
         "recipe": recipe.get("name", "own"),
-        "preset": recipe.get("preset", "default"),
+        "preset": recipe.get("preset"),
         "labels": record.get("labels") or list(config["id2label"].values()),
         "parameters": f"{record['parameters']:,}",
         "sampling_rate": f"{extractor['sampling_rate']:,}".replace(",", "\u202f"),

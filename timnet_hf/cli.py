@@ -13,12 +13,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .hub import PublishResult
 
 app = typer.Typer(
     name="timnet",
@@ -84,7 +87,10 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Recordings, or folders of them.")],
     model: ModelOption = None,
     output_format: Annotated[
-        str, typer.Option("--format", help="table, json or csv; with --segments more.")
+        str,
+        typer.Option(
+            "--format", help="table, json or csv; with --segments also rttm, textgrid, vtt."
+        ),
     ] = "table",
     top_k: Annotated[int, typer.Option(min=1, help="How many labels to print.")] = 3,
     segments: Annotated[bool, typer.Option("--segments", help="A timeline for each file.")] = False,
@@ -92,17 +98,20 @@ def predict(
     """Name the emotion in recordings."""
     from .audio import AudioError, find_audio_files
     from .prediction import load_model, predict_files
-    from .rendering import render_predictions
+    from .rendering import render_predictions, render_timelines
+    from .timeline_formats import timeline_files
 
     files = find_audio_files(inputs)
     if not files:
         raise AudioError(f"{', '.join(map(str, inputs))}: no recordings; give files or a folder")
     network, extractor = load_model(model)
-    predictions = predict_files(files, network, extractor)
-    failed = 0
-    for line in render_predictions(predictions, output_format, top_k, out):
-        failed += line
-    if failed:
+    if segments:
+        timelines = timeline_files(files, network, extractor)
+        failures = render_timelines(timelines, output_format, out, err)
+    else:
+        predictions = predict_files(files, network, extractor)
+        failures = render_predictions(predictions, output_format, top_k, out)
+    if sum(failures):
         raise typer.Exit(2)
 
 
@@ -223,6 +232,62 @@ def cross_validate(
         value, baseline = report[name]["pooled"], report["baseline"][name]
         _say(f"{name.upper()} {value:.2f} %  (plain SVC {baseline:.2f} %)")
     _say(f"report in {folder}")
+
+
+@app.command()
+def publish(
+    model: Annotated[Path, typer.Option("--model", "-m", help="A folder that train wrote.")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="owner/name on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new one private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write and compare what would be pushed.")
+    ] = False,
+) -> None:
+    """Publish a model folder on the Hub, in one commit."""
+    from .hub import publish as publish_model
+
+    _show_publication(publish_model(model, repo_id, private=private, dry_run=dry_run))
+
+
+@app.command("publish-metric")
+def publish_metric(
+    name: Annotated[str, typer.Argument(help="uar or war.")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="owner/uar or owner/war.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new one private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write and compare what would be pushed.")
+    ] = False,
+) -> None:
+    """Publish a metric as a Space that evaluate.load finds."""
+    from .hub import publish_metric as publish_space
+
+    _show_publication(publish_space(name, repo_id, private=private, dry_run=dry_run))
+
+
+def _show_publication(result: PublishResult) -> None:
+    for change in result.changes:
+        _say(f"{change.status:8} {change.name}")
+    if result.diff:
+        _say(result.diff)
+    if result.folder is not None:
+        _say(f"nothing was pushed; {result.folder} holds what would be")
+    elif result.commit is None:
+        _say(f"{result.repo_id} is up to date")
+    else:
+        _say(f"published: {result.url or result.commit}")
+    if result.note:
+        _say(result.note, err)
+
+
+@app.command()
+def space(
+    model: ModelOption = None,
+    port: Annotated[int | None, typer.Option(help="By default the first free one.")] = None,
+) -> None:
+    """Open the demo page on this machine; nothing leaves it."""
+    from .space import launch_space
+
+    raise typer.Exit(launch_space(model, port))
 
 
 corpora_app = typer.Typer(help="The corpora of the paper.", no_args_is_help=True)

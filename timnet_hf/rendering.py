@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from .timeline_formats import Timeline
+
 FORMATS = ("table", "json", "csv")
 
 
@@ -136,16 +138,69 @@ def _as_table(predictions: list[Prediction], top_k: int, console: Console) -> It
             label, score = ranked[0]
             emotion = _plain(label, console)
             emotion.stylize("bold")
-            bar = ("█" if console.encoding.startswith("utf") else "#") * max(1, round(8 * score))
             table.add_row(
                 name,
                 f"{one.duration:.1f}",
                 emotion,
-                f"{bar} {score:.0%}",
+                _bar(score, console),
                 _plain("silence" if one.silent else rest, console),
             )
     console.print(table)
     yield from (one.error is not None for one in predictions)
+
+
+def render_timelines(
+    timelines: Iterable[Timeline], output_format: str, console: Console, errors: Console
+) -> Iterator[bool]:
+    """Print timelines; yield for each whether it failed.
+
+    Formats that hold one recording to a text are printed one after the other.
+
+    Raises:
+        ValueError: The format is unknown.
+    """
+    from .timeline_formats import TIMELINE_FORMATS, format_timelines
+
+    if output_format != "table" and output_format not in TIMELINE_FORMATS:
+        known = ", ".join(["table", *TIMELINE_FORMATS])
+        raise ValueError(f"Unknown timeline format {output_format!r}. Choose one of {known}.")
+    if output_format == "table":
+        for one in timelines:
+            _print_timeline(one, console)
+            yield one.error is not None
+    elif TIMELINE_FORMATS[output_format].many:
+        found = list(timelines)
+        console.file.write(format_timelines(found, output_format))
+        yield from (one.error is not None for one in found)
+    else:
+        for one in timelines:
+            if one.error is None:
+                console.file.write(format_timelines([one], output_format))
+            else:
+                errors.print(one.error, markup=False, highlight=False, soft_wrap=True)
+            yield one.error is not None
+
+
+def _print_timeline(timeline: Timeline, console: Console) -> None:
+    from rich.table import Table
+
+    console.print(_plain(Path(timeline.path).name, console), style="bold")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    if timeline.error is not None:
+        table.add_row("  [red]error[/red]", _plain(timeline.error, console))
+    elif not timeline.events:
+        table.add_row("  no speech")
+    for event in timeline.events:
+        span = f"  {event['start']:8.2f} to {event['end']:8.2f} s"
+        emotion = _plain(event["label"], console)
+        table.add_row(span, emotion, _bar(event["score"], console))
+    console.print(table)
+
+
+def _bar(score: float, console: Console) -> str:
+    """A probability as a bar and a number."""
+    cell = "█" if console.encoding.startswith("utf") else "#"
+    return f"{cell * max(1, round(8 * score))} {score:.0%}"
 
 
 def render_corpora(console: Console) -> None:

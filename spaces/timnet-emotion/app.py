@@ -71,7 +71,7 @@ WHAT_THIS_IS_NOT = f"""<h2 id="what-this-is-not">What this is not</h2>
 Up to {MAX_MINUTES} minutes and {MAX_FILE_SIZE_MB} MB a recording, as wav, flac, ogg or mp3;
 up to {BATCH_LIMIT} files at a time.
 """
-#: Comes with Gradio. Its semi-bold, which the theme asks for, lacks most letters; its bold is whole.
+#: Comes with Gradio. Its semi-bold, which the theme would take, lacks most letters.
 FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: auto; }
