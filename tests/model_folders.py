@@ -16,6 +16,18 @@ from typing import Any
 
 LABELS = ["angry", "boredom", "happy", "sad"]
 
+#: What every model folder holds at least.
+MODEL_FILES = {
+    "README.md",
+    "config.json",
+    "configuration_timnet.py",
+    "feature_extraction_timnet.py",
+    "model.safetensors",
+    "modeling_timnet.py",
+    "preprocessor_config.json",
+    "training_record.json",
+}
+
 RECORD: dict[str, Any] = {
     "corpus": "emodb",
     "recipe": {"name": "default", "preset": "default", "arguments": {"num_train_epochs": 3}},

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import shutil
 import socket
@@ -10,11 +12,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 import soundfile
 
 from .conftest import synthesise_speech
@@ -76,7 +80,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_space(folder: Path, models: list[Path], **environment: str) -> Iterator[Space]:
+def running_space(
+    folder: Path, models: Sequence[str | Path], **environment: str
+) -> Iterator[Space]:
     """Serve a copy of the page, without `timnet_hf`, until the block is left.
 
     Args:
@@ -113,7 +119,7 @@ def serving(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 900
         while not _answers(url):
             text = log.read_text(errors="replace")
             assert process.poll() is None and time.monotonic() < deadline, text
@@ -133,3 +139,63 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+# --- talking to it ----------------------------------------------------------------------------
+
+
+def call(client: Any, api_name: str, *arguments: Any) -> Any:
+    """Call an endpoint; a path stands for an upload."""
+    from gradio_client import handle_file
+
+    ready = [
+        handle_file(value)
+        if isinstance(value, Path)
+        else [handle_file(path) for path in value]
+        if isinstance(value, list)
+        else value
+        for value in arguments
+    ]
+    return client.predict(*ready, api_name=f"/{api_name}")
+
+
+def refusal(client: Any, api_name: str, *arguments: Any) -> str:
+    """What the page says when it refuses."""
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError) as caught:
+        call(client, api_name, *arguments)
+    return str(caught.value)
+
+
+def scores(answer: Any) -> dict[str, float]:
+    return {entry["label"]: entry["confidence"] for entry in answer[0]["confidences"]}
+
+
+def picture_size(plot: dict[str, Any]) -> tuple[int, int]:
+    from PIL import Image
+
+    data = base64.b64decode(plot["plot"].partition(",")[2])
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+def expected(path: Path, model: Path) -> dict[str, float]:
+    """What `timnet predict` says of the same file."""
+    from timnet_hf.prediction import load_model, predict_files
+
+    (prediction,) = predict_files([path], *load_model(model))
+    assert prediction.error is None
+    return prediction.scores
+
+
+def space_module(name: str) -> Any:
+    """A module of the page, imported here."""
+    from timnet_hf.space import space_folder
+
+    folder = str(space_folder())
+    sys.path.insert(0, folder)
+    try:
+        return __import__(name)
+    finally:
+        sys.path.remove(folder)

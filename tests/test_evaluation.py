@@ -87,9 +87,7 @@ class TestBestOnTest:
 
 
 class TestFigures:
-    @given(
-        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40)
-    )
+    @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=40))
     def test_agree_with_scikit_learn(self, pairs: list[tuple[int, int]]) -> None:
         references, predictions = (np.array(values) for values in zip(*pairs, strict=True))
         known = np.isin(predictions, references)  # scikit-learn warns of the others

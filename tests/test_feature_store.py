@@ -70,9 +70,7 @@ class TestComputeFeatures:
     def test_tells_how_far_it_is(self, dataset: Dataset) -> None:
         seen: list[tuple[int, int]] = []
 
-        compute_features(
-            dataset, TimNetFeatureExtractor(), progress=lambda *now: seen.append(now)
-        )
+        compute_features(dataset, TimNetFeatureExtractor(), progress=lambda *now: seen.append(now))
 
         assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +29,8 @@ Event = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def model() -> TimNetForAudioClassification:
-    """A random network, whose classifier is scaled so that different sounds differ in label."""
-    torch.manual_seed(5)
+    """A random network that calls voices neutral and noise happy, most of the time."""
+    torch.manual_seed(3)
     config = TimNetConfig(
         hidden_size=8, pooling="statistics", id2label=dict(enumerate(LABELS)), num_labels=4
     )
@@ -40,31 +41,37 @@ def model() -> TimNetForAudioClassification:
 
 
 @pytest.fixture(scope="module")
-def timeline(model: TimNetForAudioClassification) -> TimNetTimelinePipeline:
-    return pipeline(TASK, model=model, feature_extractor=TimNetFeatureExtractor())
+def extractor() -> TimNetFeatureExtractor:
+    return TimNetFeatureExtractor(mean=[-5.0] * 39, std=[30.0] * 39)
+
+
+@pytest.fixture(scope="module")
+def timeline(
+    model: TimNetForAudioClassification, extractor: TimNetFeatureExtractor
+) -> TimNetTimelinePipeline:
+    return pipeline(TASK, model=model, feature_extractor=extractor)
 
 
 @pytest.fixture(scope="module")
 def call(make_speech: Callable[..., np.ndarray]) -> np.ndarray:
-    """12.5 s: three utterances with pauses before, between and behind them."""
+    """12.5 s: three stretches of voice and noise with pauses before, between and behind them."""
     pause = np.zeros(16_000, dtype=np.float32)
-    first, second, third = (
-        make_speech(4),
-        make_speech(1, seed=1),
-        make_speech(3.5, seed=2, pitch=220),
-    )
+    noise = (0.1 * np.random.default_rng(0).standard_normal(32_000)).astype(np.float32)
+    first = np.concatenate([make_speech(2.5), noise[:24_000]])
+    second = make_speech(1, seed=1)
+    third = np.concatenate([noise, make_speech(1.5, seed=2, pitch=220)])
     return np.concatenate([pause, first, pause, second, pause, third, pause])
 
 
 @pytest.fixture(scope="module")
 def expected(timeline: TimNetTimelinePipeline, call: np.ndarray) -> list[Event]:
     events = timeline(call)
-    assert len(events) >= 3
+    assert len(events) > 3
     return events
 
 
 def assert_close(events: list[Event], expected: list[Event], tolerance: float = 1e-5) -> None:
-    """Equal but for the last digits of the scores: batches of another size sum up in another order."""
+    """Equal but for the last digits of the scores: other batches sum up in another order."""
     for event, other in zip(events, expected, strict=True):
         assert event["label"] == other["label"]
         assert (event["start"], event["end"]) == (other["start"], other["end"])
@@ -115,9 +122,9 @@ def test_a_clip_that_fits_a_window_scores_as_the_model_scores_it(
 
 
 def test_multi_label_models_score_each_label_on_its_own(
-    model: TimNetForAudioClassification, call: np.ndarray
+    model: TimNetForAudioClassification, extractor: TimNetFeatureExtractor, call: np.ndarray
 ) -> None:
-    made = TimNetTimelinePipeline(model=model, feature_extractor=TimNetFeatureExtractor())
+    made = TimNetTimelinePipeline(model=model, feature_extractor=extractor)
     model.config.problem_type = "multi_label_classification"
     try:
         sums = [sum(event["scores"].values()) for event in made(call)]
@@ -182,7 +189,7 @@ def test_another_rate_gives_the_same_events_up_to_the_resampler(
         assert event["start"] == pytest.approx(same["start"], abs=0.05)
         assert event["end"] == pytest.approx(same["end"], abs=0.05)
         assert event["score"] == pytest.approx(same["score"], abs=0.1)
-    assert timeline(wav(other, rate)) == pytest.approx(events)
+    assert timeline(wav(other, rate)) == events
 
 
 def test_several_recordings_give_a_timeline_each(
@@ -224,14 +231,18 @@ def test_windows_go_through_the_model_in_batches_and_once(
         assert sizes == [7, 7, 7]
         sizes.clear()
         timeline(sound, batch_size=7, window=2.0, hop=2.0)
-        assert sizes == [7]  # six side by side, and one to the end
+        assert sizes == [6]  # side by side; the rest is less than half a cell
 
 
 def test_parameters_are_taken_at_construction_and_at_the_call(
-    model: TimNetForAudioClassification, call: np.ndarray, timeline: TimNetTimelinePipeline
+    timeline: TimNetTimelinePipeline, call: np.ndarray
 ) -> None:
     made = pipeline(
-        TASK, model=model, feature_extractor=TimNetFeatureExtractor(), window=1.0, hop=0.25
+        TASK,
+        model=timeline.model,
+        feature_extractor=timeline.feature_extractor,
+        window=1.0,
+        hop=0.25,
     )
     assert_close(made(call), timeline(call, window=1.0, hop=0.25))
     assert_close(made(call, window=2.5, hop=0.5), timeline(call))
@@ -270,46 +281,54 @@ def test_live_sound_may_have_the_rate_of_the_microphone(
 # --- an hour ----------------------------------------------------------------------------------
 
 
-def test_a_long_recording_is_never_held_as_a_whole(
-    model: TimNetForAudioClassification, make_speech: Callable[..., np.ndarray]
+class Quick(TimNetTimelinePipeline):
+    """Without features and network, which take a minute for an hour of sound."""
+
+    def _classify(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        return np.tile([0.1, 0.2, 0.3, 0.4], (len(waveforms), 1))
+
+
+@pytest.fixture
+def quick(model: TimNetForAudioClassification, extractor: TimNetFeatureExtractor) -> Quick:
+    return Quick(model=model, feature_extractor=extractor)
+
+
+def test_an_hour_in_blocks_is_never_held_as_a_whole(
+    quick: Quick, make_speech: Callable[..., np.ndarray]
 ) -> None:
-    """The features and the network of an hour take a minute, so here they are left out."""
-
-    class Quick(TimNetTimelinePipeline):
-        def _classify(self, waveforms: list[np.ndarray]) -> np.ndarray:
-            return np.tile([0.1, 0.2, 0.3, 0.4], (len(waveforms), 1))
-
-    quick = Quick(model=model, feature_extractor=TimNetFeatureExtractor())
     minute = np.concatenate([make_speech(58), np.zeros(32_000, dtype=np.float32)])
-    blocks: Iterator[np.ndarray] = (minute for _ in range(60))
-    quick(minute)
-    tracemalloc.start()
-    try:
-        events = quick({"blocks": blocks, "sampling_rate": 16_000})
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert events[-1]["end"] > 3_590
-    assert peak < 16e6 < 60 * minute.nbytes / 10
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def hour() -> Iterator[np.ndarray]:
+        nonlocal most
+        for _ in range(60):
+            block = minute.copy()
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+            most = max(most, sum(ref() is not None for ref in alive))
+
+    events = quick({"blocks": hour(), "sampling_rate": 16_000})
+    assert {int(event["start"] // 60) for event in events} == set(range(60))
+    assert most <= 1
 
 
-def test_a_long_file_is_read_block_by_block(
-    timeline: TimNetTimelinePipeline, tmp_path: Path, make_speech: Callable[..., np.ndarray]
-) -> None:
+def test_a_file_is_read_block_by_block(quick: Quick, tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
-    minute = np.concatenate([make_speech(5, 8_000), np.zeros(55 * 8_000, dtype=np.float32)])
+    burst = 0.1 * np.random.default_rng(0).standard_normal(8_000)
     with soundfile.SoundFile(path, "w", 8_000, 1) as file:
         for _ in range(20):
-            file.write(minute)
-    timeline(np.zeros(16_000))
+            file.write(np.append(burst, np.zeros(29 * 8_000)))
+    quick(np.zeros(16_000))
     tracemalloc.start()
     try:
-        events = timeline(path)
+        events = quick(path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert {int(event["start"] // 60) for event in events} == set(range(20))
-    assert peak < 12e6 < 20 * 60 * 16_000 * 4 / 6
+    assert [round(event["start"]) for event in events] == list(range(0, 600, 30))
+    assert peak < 8e6 < 600 * 16_000 * 4 / 4
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -377,7 +396,6 @@ print(json.dumps({"light": light, "impl": entry["impl"].__name__, "pt": entry["p
     "order",
     [
         ["timnet_hf"],
-        ["timnet_hf", "transformers.pipelines"],
         ["transformers.pipelines", "timnet_hf"],
         ["timnet_hf.pipeline_timnet"],
     ],

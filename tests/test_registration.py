@@ -29,6 +29,9 @@ assert type(extractor) is timnet_hf.TimNetFeatureExtractor
 assert AutoConfig.for_model("timnet", hidden_size=8).hidden_size == 8
 """
 
+# A process that loads torch and transformers takes long on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 AUTO = "from transformers import AutoFeatureExtractor, AutoModelForAudioClassification\n"
 QUICK = {
     "package first": "import timnet_hf",
@@ -57,7 +60,7 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     return done

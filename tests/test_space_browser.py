@@ -23,7 +23,7 @@ from timnet_hf import resample
 from .space_server import Space, running_space, write_models
 
 # On a busy machine it takes minutes until Python has loaded torch, and the page is there.
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 FLAGS = (
@@ -74,6 +74,8 @@ class Browser:
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {**metrics, "mobile": size[0] < 600}
         )
+        # What a page that is left in the middle of its work complains of is not this page's.
+        self.driver.get("about:blank")
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(f"{self.url}/?__theme={theme}")
@@ -109,14 +111,21 @@ class Browser:
             time.sleep(0.1)
 
     def click(self, selector: str) -> None:
-        """Click where an element stands, once nothing on the page moves it any more."""
-        element = self.find(selector)
-        place = None
-        while place != element.rect:
-            place = element.rect
-            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-            time.sleep(0.2)
-        element.click()
+        """Click where an element stands, once nothing on the page moves or replaces it."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        for _ in range(5):
+            try:
+                element, place = self.find(selector), None
+                while place != element.rect:
+                    place = element.rect
+                    script = "arguments[0].scrollIntoView({block: 'center'})"
+                    self.driver.execute_script(script, element)
+                    time.sleep(0.2)
+                return element.click()
+            except StaleElementReferenceException:
+                continue
+        raise AssertionError(f"{selector} never stands still")
 
     def tab(self, name: str) -> None:
         tabs = self.driver.find_elements("css selector", "button[role=tab]")
@@ -192,7 +201,7 @@ def test_upload_read_the_answer_and_look_at_the_timeline(
     verdict = browser.wait("#verdict", lambda text: "first hears" in text)
     answer = browser.text("#answer")
     best = verdict.split()[2]
-    assert answer.strip().startswith(best) and answer.count("%") == 4
+    assert best in answer.splitlines()[:2] and answer.count("%") == 4
 
     browser.until("document.querySelector('#timeline img')?.naturalWidth > 500")
     browser.click("#events button")
@@ -245,14 +254,14 @@ def test_without_a_recording_the_page_says_what_to_do(browser: Browser) -> None:
 def test_the_live_tab_follows_the_microphone(browser: Browser, size: tuple[int, int]) -> None:
     browser.open(size)
     browser.tab("Live")
-    browser.until("document.querySelector('#microphone button')")
-    browser.click(
-        "#microphone button.record-button, #microphone .record-button, #microphone button"
-    )
+    browser.until("document.querySelector('#microphone .record-button')")
+    browser.click("#microphone .record-button")
     browser.wait("#live-status", lambda text: "Heard" in text)
     browser.until("document.querySelectorAll('#live-strip .strip span').length > 0")
     assert "%" in browser.text("#live-answer")
     browser.picture("live" if size == DESKTOP else "live-phone")
+    browser.click("#microphone .stop-button")
+    browser.wait("#live-status", lambda text: "Somebody speaks" not in text)
     assert browser.complaints() == []
     assert browser.hosts() == {"127.0.0.1"}
 

@@ -246,22 +246,37 @@ def minutes(count: int) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_an_hour_takes_the_memory_of_a_few_windows(batch_size: int) -> None:
+def test_a_long_recording_takes_the_memory_of_a_few_windows(batch_size: int) -> None:
     stream = TimelineStream(Pitch(), LABELS, RATE, batch_size=batch_size)
     stream.feed(tone(LOW, 3))
     found = 0
     tracemalloc.start()
     try:
-        for block in minutes(60):
+        for block in minutes(5):
             found += len(stream.feed(block))
         found += len(stream.finish())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert stream.duration == pytest.approx(3603)
-    assert found >= 300
-    hour, window = 3600 * RATE * 4, 2.5 * RATE * 4
-    assert peak < 60 * window < hour / 20
+    assert stream.duration == pytest.approx(303)
+    assert found >= 25
+    whole, window = 300 * RATE * 4, 2.5 * RATE * 4
+    assert peak < 60 * window < whole / 2
+
+
+def test_what_is_held_does_not_grow_in_an_hour() -> None:
+    stream = TimelineStream(Pitch(), LABELS, RATE, batch_size=16)
+
+    def held() -> int:
+        waiting = sum(len(window.samples) for window in stream._queue if window.samples is not None)
+        return len(stream._buffer) + waiting + len(stream._cells) + len(stream._events)
+
+    largest = 0
+    for block in minutes(60):
+        stream.feed(block)
+        largest = max(largest, held())
+    assert stream.duration == pytest.approx(3600)
+    assert largest < (16 * stream.window + stream.latency) * RATE
 
 
 def test_a_recording_in_one_block_is_not_copied() -> None:

@@ -42,6 +42,7 @@ IEMOCAP_BLOCKS = 10
 
 #: Far above any TIM-Net (the largest published one has 0.13 M values in 175 arrays).
 MAX_VALUES = 50_000_000
+#: Groups and arrays; Keras writes an empty group for every layer without weights.
 MAX_OBJECTS = 20_000
 MAX_DEPTH = 6
 
@@ -163,9 +164,7 @@ def _read_layers(path: Path) -> dict[str, Layer]:
 def _collect(path: Path, root: Any) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     values = 0
-    for count, (parts, dataset) in enumerate(_datasets(path, root)):
-        if count == MAX_OBJECTS:
-            raise _refuse(path, f"it holds more than {MAX_OBJECTS} arrays", _HINT)
+    for parts, dataset in _datasets(path, root):
         where = "/".join(parts)
         if len(parts) < 2:
             raise _refuse(path, f"the array {where!r} belongs to no layer", _HINT)

@@ -162,7 +162,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
             value = getattr(self, name)
             if value is None and optional:
                 continue
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            is_kind = isinstance(value, kind) and not isinstance(value, bool)
+            if not is_kind or not low <= value <= high:
                 what = "an integer" if kind is Integral else "a number"
                 raise ValueError(f"{name} must be {what} from {low} to {high}, not {value!r}.")
         if self.feature_size > self.num_mel_bins:

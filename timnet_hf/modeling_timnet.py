@@ -166,6 +166,17 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     return (values * mask).mean(-1) * excess.to(values.dtype)
 
 
+class TimNetScaleNorm(nn.BatchNorm1d):
+    """Batch normalisation of the scales' vectors; a batch of one is left to the running ones."""
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Normalise (batch, num_scales · pooled_size)."""
+        if self.training and vectors.shape[0] == 1:
+            weights = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(vectors, *weights, training=False, eps=self.eps)
+        return super().forward(vectors)
+
+
 class TimNetFusion(nn.Module):
     """Dynamic fusion: the scales' vectors summed with learned weights, no softmax on them."""
 
@@ -236,7 +247,7 @@ class TimNetModel(TimNetPreTrainedModel):
         )
         self.pooling = TimNetPooling(config)
         if config.normalize_scales:
-            self.scale_norm = nn.BatchNorm1d(
+            self.scale_norm = TimNetScaleNorm(
                 config.num_scales * config.pooled_size,
                 eps=config.batch_norm_eps,
                 momentum=config.batch_norm_momentum,

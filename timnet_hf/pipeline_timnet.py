@@ -189,11 +189,12 @@ class TimNetTimelinePipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[list[dict[str, Any]]]:
         """One timeline after the other: what goes through the model in batches is their windows."""
+        items = inputs
         if hasattr(inputs, "__getitem__"):  # a dataset need not know where iteration ends
-            inputs = (inputs[index] for index in range(len(inputs)))
+            items = (inputs[index] for index in range(len(inputs)))
         return (
             self.run_single(item, preprocess_params, forward_params, postprocess_params)
-            for item in inputs
+            for item in items
         )
 
 

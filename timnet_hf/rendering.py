@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,8 +70,9 @@ def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[boo
 
     def write(row: list[object]) -> None:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow([_cell(value) for value in row])
-        console.file.write(_shown(line.getvalue(), console))
+        # With this line end, the writer puts quotes around a carriage return in a name too.
+        csv.writer(line, lineterminator="\r\n").writerow([_cell(value) for value in row])
+        console.file.write(_shown(line.getvalue().removesuffix("\r\n") + "\n", console))
         console.file.flush()
 
     def write_prediction(one: Prediction) -> None:
@@ -97,7 +99,7 @@ def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[boo
 
 def _cell(value: object) -> object:
     """A cell that a spreadsheet shows, and never runs as a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+    if isinstance(value, str) and re.match(r"\s*[=+\-@＝＋－＠]|[\t\r\n]", value):
         return "'" + value
     return value
 
@@ -170,12 +172,12 @@ def render_timelines(
             yield one.error is not None
     elif TIMELINE_FORMATS[output_format].many:
         found = list(timelines)
-        console.file.write(format_timelines(found, output_format))
+        console.file.write(_shown(format_timelines(found, output_format), console))
         yield from (one.error is not None for one in found)
     else:
         for one in timelines:
             if one.error is None:
-                console.file.write(format_timelines([one], output_format))
+                console.file.write(_shown(format_timelines([one], output_format), console))
             else:
                 errors.print(one.error, markup=False, highlight=False, soft_wrap=True)
             yield one.error is not None

@@ -148,12 +148,13 @@ def format_timelines(timelines: Iterable[Timeline], format: str) -> str:
 def _json(timelines: Sequence[Timeline]) -> str:
     """A list of objects with path, duration and events, or path and error; numbers unrounded."""
     items = [
-        {"path": _text(timeline.path), "duration": timeline.duration, "events": [*timeline.events]}
+        {"path": timeline.path, "duration": timeline.duration, "events": [*timeline.events]}
         if timeline.error is None
-        else {"path": _text(timeline.path), "error": _text(timeline.error)}
+        else {"path": timeline.path, "error": timeline.error}
         for timeline in timelines
     ]
-    return json.dumps(items, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # What is no character becomes an escape such as \udcff here, which JSON reads back.
+    return _text(json.dumps(items, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def _csv(timelines: Sequence[Timeline]) -> str:

@@ -7,6 +7,7 @@ Environment:
     TIMNET_MODEL: Hub ids or folders of the checkpoints on offer, separated as in `PATH`; the
         first is the default.
     TIMNET_EXAMPLES: Folder of clips to try; by default `examples` beside this file.
+    TIMNET_KEPT: Seconds that an upload is kept; by default 600.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ HERE = Path(__file__).resolve().parent
 #: Megabytes that one file may have: an hour of 16-bit mono at 16 kHz, or of a good mp3.
 MAX_FILE_SIZE_MB = 120
 #: Seconds after which an uploaded recording is deleted, and how often is looked.
-KEPT, SWEEP = 600, 60
+KEPT = max(1, int(os.environ.get("TIMNET_KEPT") or 600))
+SWEEP = min(60, KEPT)
 #: Visitors whose work is done at the same time, who wait, and who listen live; and how long.
 AT_ONCE, WAITING, LISTENING, LISTENING_SECONDS = 2, 40, 8, 600
+#: Work on whole recordings counts together: each may take a quarter of a gigabyte.
+SCORING: dict[str, Any] = {"concurrency_id": "scoring", "concurrency_limit": AT_ONCE}
 
 TITLE = "TIM-Net: emotion in speech"
 INTRO = """# Emotion in speech
@@ -75,9 +79,10 @@ up to {BATCH_LIMIT} files at a time.
 FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: auto; }
-.picture img { display: block; width: 100%; max-width: 760px; margin: 2.2em auto 0; }
+.picture img { display: block; width: 100%; max-width: 640px; margin: 2.2em auto 0; }
 .strip > div:first-child { position: relative; height: 2.6em; border-radius: 6px; overflow: hidden;
   background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+.strip i { font-style: normal; }
 .strip span { position: absolute; top: 0; bottom: 0; overflow: hidden; color: #1b1f24;
   text-align: center; line-height: 2.5em; white-space: nowrap; font-size: .9em; }
 .strip > div:last-child { display: flex; justify-content: space-between; font-size: .8em;
@@ -140,8 +145,6 @@ class Page:
             waveform, rate = read_recording(chunk, max_minutes=2)
         except RecordingError as error:
             raise _error(error) from error
-        finally:
-            Path(chunk).unlink(missing_ok=True)
         if session is None or (session.checkpoint, session.sampling_rate) != (found, rate):
             session = LiveSession(found, rate)
         _guarded(session.feed, waveform)
@@ -251,9 +254,9 @@ def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) ->
         )
     inputs = [recording, checkpoint]
     # One step after the other, so that the answer is there first. Each is an endpoint of its own.
-    done = run.click(page.predict, inputs, [answer, verdict], api_name="predict")
-    done = done.success(page.timeline, inputs, [picture, table], api_name="timeline")
-    done.success(page.explain, inputs, why, api_name="explain")
+    done = run.click(page.predict, inputs, [answer, verdict], api_name="predict", **SCORING)
+    done = done.success(page.timeline, inputs, [picture, table], api_name="timeline", **SCORING)
+    done.success(page.explain, inputs, why, api_name="explain", **SCORING)
 
 
 def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
@@ -290,9 +293,9 @@ def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
 def _batch_tab(page: Page, checkpoint: gr.Dropdown) -> None:
     files = gr.File(file_count="multiple", label="Recordings", elem_id="files")
     run = gr.Button("Name the emotions", variant="primary", elem_id="run-batch")
-    table = gr.Dataframe(interactive=False, label="Answers", elem_id="batch", wrap=True)
+    table = gr.Dataframe(interactive=False, label="Answers", elem_id="batch")
     download = gr.DownloadButton("Download as CSV", elem_id="csv")
-    run.click(page.batch, [files, checkpoint], [table, download], api_name="batch")
+    run.click(page.batch, [files, checkpoint], [table, download], api_name="batch", **SCORING)
 
 
 def _load(recording: str | None, checkpoint: Checkpoint) -> Any:

@@ -39,16 +39,18 @@ def score_files(paths: list[str], checkpoint: Checkpoint) -> tuple[dict[str, Any
 
 
 def _row(path: str, checkpoint: Checkpoint) -> list[Any]:
+    name = shown_name(path)
     try:
         waveform = load_recording(path, checkpoint.sampling_rate)
         scores, silent = checkpoint.score(waveform)
     except (RecordingError, ValueError) as error:
-        return [shown_name(path), "", "", "", *[""] * len(checkpoint.labels), str(error)]
+        reason = str(error).removeprefix(f"{name} ")
+        return [name, "", "", "", *[""] * len(checkpoint.labels), reason]
     best = next(iter(scores))
     seconds = round(len(waveform) / checkpoint.sampling_rate, 2)
     shares = [round(scores[label], 4) for label in checkpoint.labels]
     note = "silence: there is nothing to hear" if silent else ""
-    return [shown_name(path), best, round(scores[best], 4), seconds, *shares, note]
+    return [name, best, round(scores[best], 4), seconds, *shares, note]
 
 
 def _harmless(value: Any) -> Any:

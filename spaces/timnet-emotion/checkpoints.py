@@ -133,6 +133,7 @@ class Checkpoints:
         self._trusted: dict[str, Checkpoint] = {}
         self._visited: OrderedDict[str, Checkpoint] = OrderedDict()
         self._lock = threading.Lock()
+        self._visit = threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -160,13 +161,22 @@ class Checkpoints:
                 "A checkpoint is one of the list, or a Hub id of the form org/name."
             )
         trusted = self.get()
+        # One download at a time; whoever asks for what is loaded does not wait for it.
+        found = self._remembered(name)
+        if found is None:
+            with self._visit:
+                found = self._remembered(name) or _load_visited(name, trusted)
+                with self._lock:
+                    self._visited[name] = found
+                    while len(self._visited) > _KEPT:
+                        self._visited.popitem(last=False)
+        return found
+
+    def _remembered(self, name: str) -> Checkpoint | None:
         with self._lock:
-            if name not in self._visited:
-                self._visited[name] = _load_visited(name, trusted)
-            self._visited.move_to_end(name)
-            while len(self._visited) > _KEPT:
-                self._visited.popitem(last=False)
-            return self._visited[name]
+            if name in self._visited:
+                self._visited.move_to_end(name)
+            return self._visited.get(name)
 
 
 def named_sources() -> list[str]:

@@ -60,7 +60,7 @@ def timeline_figure(
         labels: All labels of the model.
     """
     duration = len(waveform) / sampling_rate
-    figure = _figure(4.6)
+    figure = _figure(4.8)
     wave, spectrogram, strip = figure.subplots(
         3, 1, sharex=True, gridspec_kw={"height_ratios": (3, 5, 1.6)}
     )
@@ -89,12 +89,13 @@ def timeline_figure(
     for event in events:
         start, length = event["start"], event["end"] - event["start"]
         strip.broken_barh([(start, length)], (0, 1), facecolors=shades[event["label"]])
-        if length > 0.016 * duration * len(event["label"]):
+        if length > 0.022 * duration * len(event["label"]):
             strip.text(
                 start + length / 2,
                 0.47,
                 event["label"],
                 color="#1b1f24",
+                fontsize=12,
                 ha="center",
                 va="center",
                 clip_on=True,
@@ -121,7 +122,7 @@ def explanation_figure(explanation: Explanation, duration: float) -> Figure:
         explanation: What is to be shown.
         duration: Of the recording, in seconds.
     """
-    figure = _figure(4.8)
+    figure = _figure(5.4)
     grid = figure.add_gridspec(2, 2, height_ratios=(4, 5))
     when = figure.add_subplot(grid[0, :])
     for sign, colour in ((1, "#3a9d6e"), (-1, "#c8553d")):
@@ -155,17 +156,17 @@ def explanation_figure(explanation: Explanation, duration: float) -> Figure:
 
 def _figure(height: float) -> Figure:
     # Small in inches, so that letters are still read when the picture is as narrow as a phone.
-    figure = Figure(figsize=(6.4, height), dpi=170, layout="constrained")
+    figure = Figure(figsize=(6, height), dpi=170, layout="constrained")
     figure.patch.set_alpha(0)
     return figure
 
 
 def _plain(axes: Axes) -> None:
     axes.patch.set_alpha(0)
-    axes.tick_params(colors=INK, labelsize=10)
-    axes.xaxis.label.set(color=INK, fontsize=10)
-    axes.yaxis.label.set(color=INK, fontsize=10)
-    axes.title.set(color=INK, fontsize=11)
+    axes.tick_params(colors=INK, labelsize=12)
+    axes.xaxis.label.set(color=INK, fontsize=12)
+    axes.yaxis.label.set(color=INK, fontsize=12)
+    axes.title.set(color=INK, fontsize=12.5)
     for spine in axes.spines.values():
         spine.set(color=INK, linewidth=0.6)
 
@@ -189,7 +190,7 @@ def _legend(figure: Figure, shades: dict[str, str]) -> None:
         loc="outside lower center",
         ncols=min(4, len(patches)),
         frameon=False,
-        fontsize=10,
+        fontsize=12,
         handlelength=1,
         handleheight=1,
     )

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import gradio as gr
-
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 __all__ = ["build_app"]
 
-EXAMPLE = [[0, 0], [0, 0], [1, 0], [1, 1]]
+EXAMPLE = pd.DataFrame({"predictions": [0, 0, 1, 1], "references": [0, 0, 0, 1]})
 
 
 def build_app(metric_file: Path) -> gr.Blocks:
@@ -49,13 +46,12 @@ def build_app(metric_file: Path) -> gr.Blocks:
         gr.Markdown(f"# Metric: {name.upper()}\nOne row an item: predicted and true class index.")
         table = gr.Dataframe(
             value=EXAMPLE,
-            headers=["predictions", "references"],
             datatype="number",
             column_count=2,
             label="Items",
         )
         button = gr.Button("Compute", variant="primary")
-        score = gr.Number(label=name.upper(), precision=4)
+        score = gr.Number(compute(EXAMPLE), label=name.upper(), precision=4, interactive=False)
         button.click(compute, inputs=table, outputs=score, api_name="compute")
         gr.Markdown(article)
     return app

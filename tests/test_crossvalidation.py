@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-validation: complete, resumable, never mixed up, and blind to its test folds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import timnet_hf.training
+from timnet_hf import TimNetFeatureExtractor
+from timnet_hf import crossvalidation as module
+from timnet_hf.crossvalidation import (
+    CrossValidationError,
+    Plan,
+    cross_validate,
+    read_folds,
+    write_json,
+)
+from timnet_hf.evaluation import uar, war
+from timnet_hf.feature_store import FeatureStore
+from timnet_hf.protocols import Fold
+from timnet_hf.training import Trained
+
+from .tiny_training import LABELS, poisoned, same_weights, tiny_recipe, tiny_store
+
+EXTRACTOR = TimNetFeatureExtractor()
+PLAN = Plan(
+    corpus="toy",
+    protocol="kfold",
+    recipe=tiny_recipe(),
+    data_sha256="0" * 64,
+    shown_fold="fold-1",
+    command="timnet cross-validate",
+)
+
+
+def three_folds(_seed: int = 0, of: int = 3) -> list[Fold]:
+    rows = np.arange(12)
+    return [Fold(f"fold-{k + 1}", rows[rows % of != k], rows[rows % of == k]) for k in range(of)]
+
+
+def run(results: Path, plan: Plan = PLAN, store: FeatureStore | None = None, **more: Any) -> Path:
+    folds = more.pop("make_folds", three_folds)
+    return cross_validate(plan, store or tiny_store(), EXTRACTOR, folds, results, **more)
+
+
+def records(folder: Path, plan: Plan = PLAN) -> list[dict[str, Any]]:
+    """The folds' JSON without what a clock says."""
+    return [
+        {key: value for key, value in record.items() if key != "seconds"}
+        for record in read_folds(folder, plan, three_folds)
+    ]
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Trained]:
+    """Every network that is trained in this process from now on."""
+    made: list[Trained] = []
+    original: Callable[..., Trained] = timnet_hf.training.train
+
+    def watched(*arguments: Any, **options: Any) -> Trained:
+        made.append(original(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(timnet_hf.training, "train", watched)
+    return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("results"))
+
+
+class TestRun:
+    def test_lies_where_corpus_protocol_and_recipe_say(self, finished: Path) -> None:
+        assert finished.parts[-3:] == ("toy", "kfold", "tiny")
+        assert sorted(p.relative_to(finished).as_posix() for p in finished.rglob("*.json")) == [
+            "folds/seed-0/fold-1.json",
+            "folds/seed-0/fold-2.json",
+            "folds/seed-0/fold-3.json",
+            "run.json",
+        ]
+
+    def test_tests_each_recording_once(self, finished: Path) -> None:
+        rows = [row for record in records(finished) for row in record["rows"]]
+
+        assert sorted(rows) == list(range(12))
+
+    def test_a_fold_tells_all_that_a_report_needs(self, finished: Path) -> None:
+        store, (record, *_) = tiny_store(), records(finished)
+
+        assert record["fold"] == "fold-1"
+        assert record["seed"] == 0
+        assert record["n_train"] == 8
+        assert record["labels"] == LABELS
+        assert record["rows"] == [0, 3, 6, 9]
+        assert record["files"] == ["0.wav", "3.wav", "6.wav", "9.wav"]
+        assert record["speakers"] == ["a", "b", "a", "b"]
+        assert record["references"] == store.labels[record["rows"]].tolist()
+        assert np.shape(record["logits"]) == (4, 3)
+        assert len(record["fusion_weights"]) == 2  # one a block
+        assert len(record["baseline_predictions"]) == 4
+        assert record["parameters"] > 0
+
+    def test_figures_of_a_fold_are_those_of_its_logits(self, finished: Path) -> None:
+        for record in records(finished):
+            references = np.array(record["references"])
+            predictions = np.argmax(record["logits"], 1)
+            assert record["uar"] == pytest.approx(uar(references, predictions))
+            assert record["war"] == pytest.approx(war(references, predictions))
+
+    def test_one_fold_draws_the_map_of_all_recordings(self, finished: Path) -> None:
+        shown, *others = records(finished)
+
+        assert np.shape(shown["tsne"]) == (12, 2)
+        assert not any("tsne" in record for record in others)
+
+    def test_notes_what_was_fixed_and_what_ran_it(self, finished: Path) -> None:
+        note = json.loads((finished / "run.json").read_text())
+
+        assert note["fixed"] == json.loads(json.dumps(PLAN.fixed()))
+        assert note["command"] == "timnet cross-validate"
+        assert {"python", "torch", "transformers", "numpy"} <= set(note["versions"])
+
+    def test_tells_how_far_it_is(self, tmp_path: Path) -> None:
+        seen: list[tuple[int, int, str]] = []
+
+        run(tmp_path, progress=lambda *now: seen.append(now))
+
+        assert seen == [
+            (0, 3, ""),
+            (1, 3, "seed 0, fold-1"),
+            (2, 3, "seed 0, fold-2"),
+            (3, 3, "seed 0, fold-3"),
+        ]
+
+
+class TestBlindness:
+    """What the test fold holds cannot be told from the trained network."""
+
+    @pytest.mark.parametrize("selection", ["last-epoch", "best-on-test"])
+    def test_garbage_in_the_test_fold_leaves_the_network_bit_identical(
+        self, selection: str, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        plan = replace(PLAN, selection=selection)
+        fold = three_folds()[1]
+        garbage = poisoned(tiny_store(), fold.test, 1e4)
+
+        run(tmp_path / "clean", plan, make_folds=lambda _: [fold])
+        run(tmp_path / "poisoned", plan, garbage, make_folds=lambda _: [fold])
+
+        clean, beside_poison = trainings
+        assert same_weights(clean.model, beside_poison.model)
+        assert clean.extractor.to_dict() == beside_poison.extractor.to_dict()
+
+    def test_choosing_the_epoch_on_the_test_fold_is_never_worse_there(self, tmp_path: Path) -> None:
+        store = tiny_store(gap=0.3)
+        honest = replace(PLAN, arguments={"num_train_epochs": 4})
+        leaking = replace(honest, selection="best-on-test")
+
+        last = records(run(tmp_path, honest, store), honest)
+        best = records(run(tmp_path, leaking, store), leaking)
+
+        assert leaking.folder(tmp_path) != honest.folder(tmp_path)
+        assert leaking.name.endswith("best-on-test")
+        for one, other in zip(last, best, strict=True):
+            assert other["war"] >= one["war"]
+            assert other["fusion_weights"] == one["fusion_weights"]  # the same training
+
+
+class TestResume:
+    def test_a_killed_run_trains_only_what_is_missing(
+        self, finished: Path, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        def kill(done: int, total: int, name: str) -> None:
+            if done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, progress=kill)
+        folder = PLAN.folder(tmp_path)
+        assert sorted(path.name for path in folder.rglob("fold-*")) == [
+            "fold-1.json",
+            "fold-2.json",
+        ]
+        with pytest.raises(
+            CrossValidationError, match="fold-3.json: not done yet. Run the command"
+        ):
+            read_folds(folder, PLAN, three_folds)
+        trainings.clear()
+
+        run(tmp_path)
+
+        assert len(trainings) == 1
+        assert records(folder) == records(finished)
+
+    def test_a_finished_run_trains_nothing(self, tmp_path: Path, trainings: list[Trained]) -> None:
+        run(tmp_path)
+        trainings.clear()
+
+        run(tmp_path)
+
+        assert trainings == []
+
+    def test_seeds_may_be_added(self, tmp_path: Path, trainings: list[Trained]) -> None:
+        run(tmp_path)
+        more = replace(PLAN, seeds=(0, 5))
+
+        folder = run(tmp_path, more)
+
+        assert len(trainings) == 6
+        assert [record["seed"] for record in records(folder, more)] == [0, 0, 0, 5, 5, 5]
+        assert not same_weights(trainings[0].model, trainings[3].model)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"data_sha256": "1" * 64}, "data_sha256"),
+            ({"recipe": tiny_recipe(learning_rate=0.5)}, "recipe"),
+            ({"config": {"bidirectional": False}}, "config"),
+            ({"arguments": {"num_train_epochs": 1}, "config": {"kernel_size": 3}}, "arguments, co"),
+        ],
+    )
+    def test_a_changed_configuration_is_refused(
+        self, change: dict[str, Any], named: str, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        write_json(PLAN.folder(tmp_path) / "run.json", {"fixed": PLAN.fixed()})
+
+        with pytest.raises(CrossValidationError, match=f"tiny: holds a run with another {named}"):
+            run(tmp_path, replace(PLAN, **change))
+
+        assert trainings == []
+
+    def test_other_folds_under_the_same_names_are_refused(
+        self, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        """Ten folds and five, or groups by two columns, name their folds alike."""
+        run(tmp_path, make_folds=lambda _: three_folds()[:1])
+        trainings.clear()
+
+        with pytest.raises(CrossValidationError, match="fold-1.json: holds a fold of other record"):
+            run(tmp_path, make_folds=lambda _: three_folds(of=2))
+
+        assert trainings == []
+
+    @pytest.mark.parametrize("content", ["", '{"fingerprint": "ab'])
+    def test_a_damaged_fold_is_trained_again(self, content: str, tmp_path: Path) -> None:
+        folder = run(tmp_path)
+        fold = folder / "folds" / "seed-0" / "fold-2.json"
+        whole = json.loads(fold.read_text())
+        fold.write_text(content)
+
+        run(tmp_path)
+
+        assert json.loads(fold.read_text())["logits"] == whole["logits"]
+
+
+class TestFingerprint:
+    def test_tells_every_fixed_part_apart(self) -> None:
+        changes: list[dict[str, Any]] = [
+            {},
+            {"corpus": "other"},
+            {"protocol": "loso"},
+            {"recipe": tiny_recipe(learning_rate=0.5)},
+            {"config": {"bidirectional": False}},
+            {"arguments": {"num_train_epochs": 1}},
+            {"selection": "best-on-test"},
+            {"data_sha256": "1" * 64},
+        ]
+
+        assert len({replace(PLAN, **change).fingerprint() for change in changes}) == len(changes)
+
+    def test_knows_nothing_of_seeds_and_wording(self) -> None:
+        same = replace(PLAN, seeds=(1, 2), command="another", shown_fold="fold-2")
+
+        assert same.fingerprint() == PLAN.fingerprint()
+
+
+class TestJobs:
+    def test_two_side_by_side_give_what_one_after_the_other_gives(
+        self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module.os, "cpu_count", lambda: 2)  # one thread each, as here
+        seen: list[tuple[int, int, str]] = []
+
+        folder = run(tmp_path, jobs=2, progress=lambda *now: seen.append(now))
+
+        assert records(folder) == records(finished)
+        assert [done for done, *_ in seen] == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("cores", "jobs", "processes", "threads"),
+        [(8, 2, 2, 4), (2, 2, 2, 1), (2, 9, 3, 1), (None, 2, 2, 1)],
+    )
+    def test_share_the_cores(
+        self,
+        cores: int | None,
+        jobs: int,
+        processes: int,
+        threads: int,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        asked: list[tuple[int, int]] = []
+
+        class Refusing(ProcessPoolExecutor):
+            def __init__(self, workers: int, context: Any, start: Any, values: Any) -> None:
+                asked.append((workers, values[-1]))
+                raise RuntimeError("enough seen")
+
+        monkeypatch.setattr(module.os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(module, "ProcessPoolExecutor", Refusing)
+
+        with pytest.raises(RuntimeError, match="enough seen"):
+            run(tmp_path, jobs=jobs)
+
+        assert asked == [(processes, threads)]
+
+    def test_a_worker_that_was_killed_is_told_in_words(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Broken(ProcessPoolExecutor):
+            def submit(self, *_: Any, **__: Any) -> Future[Any]:
+                future: Future[Any] = Future()
+                future.set_exception(BrokenProcessPool("terminated abruptly"))
+                return future
+
+        monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
+
+        with pytest.raises(CrossValidationError, match="fewer --jobs; finished folds are kept"):
+            run(tmp_path, jobs=2)
+
+
+def test_a_training_that_diverged_is_told_apart_from_a_result(tmp_path: Path) -> None:
+    store = tiny_store()
+    store.original[1][:] = np.nan  # in the training side of the first fold
+
+    with pytest.raises(CrossValidationError, match="seed 0, fold-1: the training diverged"):
+        run(tmp_path, store=store, make_folds=lambda _: three_folds()[:1])
+
+
+class TestWriteJson:
+    def test_makes_folders_and_replaces_what_is_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "a" / "b.json"
+
+        write_json(path, {"old": 1})
+        write_json(path, {"new": (1, 2)})
+
+        assert json.loads(path.read_text()) == {"new": [1, 2]}
+        assert [entry.name for entry in path.parent.iterdir()] == ["b.json"]
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_failure_leaves_the_old_file_and_nothing_else(
+        self, value: float, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "b.json"
+        write_json(path, {"old": 1})
+
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(path, {"first": list(range(10_000)), "then": value})
+
+        assert json.loads(path.read_text()) == {"old": 1}
+        assert [entry.name for entry in tmp_path.iterdir()] == ["b.json"]
+
+    def test_is_never_seen_half_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "b.json"
+
+        def killed(temporary: str, final: Path) -> None:
+            assert not path.exists()
+            json.loads(Path(temporary).read_text())  # whole before it gets its name
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module.os, "replace", killed)
+
+        with pytest.raises(KeyboardInterrupt):
+            write_json(path, {"value": list(range(10_000))})
+
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: every figure checked by hand or against scikit-learn, nothing glossed over."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from timnet_hf import reporting
+from timnet_hf.crossvalidation import Plan
+from timnet_hf.evaluation import uar, war
+from timnet_hf.reporting import (
+    bootstrap_interval,
+    build_report,
+    expected_calibration_error,
+    render_report,
+    write_report,
+)
+
+from .tiny_training import tiny_recipe
+
+NAMES = ["angry", "happy", "sad"]
+PLAN = Plan(
+    corpus="toy",
+    protocol="loso",
+    recipe=tiny_recipe(),
+    data_sha256="0" * 64,
+    seeds=(0, 1),
+    shown_fold="speaker-a",
+    command="timnet cross-validate --corpus toy",
+)
+
+#: Reference → prediction of two speakers' recordings, for two seeds, and the baseline's.
+REFERENCES = {"a": [0, 0, 1, 2], "b": [0, 1, 1, 2]}
+PREDICTIONS = {
+    0: {"a": [0, 1, 1, 2], "b": [0, 1, 1, 0]},
+    1: {"a": [0, 0, 1, 2], "b": [2, 1, 0, 0]},
+}
+BASELINE = {"a": [0, 0, 1, 1], "b": [0, 0, 1, 0]}
+
+
+def fold(seed: int, speaker: str, first_row: int) -> dict[str, Any]:
+    references, predictions = REFERENCES[speaker], PREDICTIONS[seed][speaker]
+    return {
+        "fingerprint": PLAN.fingerprint(),
+        "fold": f"speaker-{speaker}",
+        "seed": seed,
+        "n_train": 4,
+        "parameters": 1234,
+        "labels": NAMES,
+        "rows": list(range(first_row, first_row + 4)),
+        "files": ["x.wav"] * 4,
+        "speakers": [speaker] * 4,
+        "references": references,
+        "logits": (np.eye(3)[predictions] * 2).tolist(),
+        "fusion_weights": [0.5, 0.1 + seed],
+        "baseline_predictions": BASELINE[speaker],
+        "uar": uar(np.array(references), np.array(predictions)),
+        "war": war(np.array(references), np.array(predictions)),
+        "seconds": 1.4,
+    }
+
+
+@pytest.fixture
+def folds() -> list[dict[str, Any]]:
+    made = [fold(seed, name, row) for seed in (0, 1) for name, row in (("a", 0), ("b", 4))]
+    made[0]["tsne"] = np.random.default_rng(0).standard_normal((8, 2)).tolist()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "BOOTSTRAP_ROUNDS", 50)
+
+
+@pytest.fixture
+def report(folds: list[dict[str, Any]]) -> dict[str, Any]:
+    return build_report(PLAN, folds)
+
+
+def pooled(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.array(REFERENCES["a"] + REFERENCES["b"]),
+        np.array(PREDICTIONS[seed]["a"] + PREDICTIONS[seed]["b"]),
+    )
+
+
+class TestBuildReport:
+    def test_has_what_readers_of_reports_rely_on(self, report: dict[str, Any]) -> None:
+        assert {
+            "corpus",
+            "protocol",
+            "recipe",
+            "seeds",
+            "parameters",
+            "n_files",
+            "command",
+            "uar",
+            "war",
+            "macro_f1",
+            "ece",
+            "per_class_recall",
+            "per_speaker",
+        } <= set(report)
+        for name in ("uar", "war"):
+            assert set(report[name]) == {"pooled", "fold_mean", "fold_std", "ci95", "per_seed"}
+        json.dumps(report, allow_nan=False)
+
+    def test_says_what_was_run(self, report: dict[str, Any]) -> None:
+        assert report["corpus"] == "toy"
+        assert report["protocol"] == "loso"
+        assert report["recipe"] == "tiny"
+        assert report["seeds"] == [0, 1]
+        assert report["n_folds"] == 2
+        assert report["n_files"] == 8
+        assert report["parameters"] == 1234
+        assert report["command"] == "timnet cross-validate --corpus toy"
+        assert report["wall_time_seconds"] == 6
+
+    def test_pools_a_seeds_folds_and_averages_the_seeds(self, report: dict[str, Any]) -> None:
+        recalls = [100 * balanced_accuracy_score(*pooled(seed)) for seed in (0, 1)]
+
+        assert report["uar"]["per_seed"] == pytest.approx(recalls, abs=0.005)
+        assert report["uar"]["pooled"] == pytest.approx(np.mean(recalls), abs=0.005)
+        assert report["war"]["per_seed"] == [75.0, 62.5]
+        assert report["war"]["pooled"] == 68.75
+
+    def test_means_and_spreads_over_folds_are_taken_within_a_seed(
+        self, report: dict[str, Any]
+    ) -> None:
+        # Accuracy: seed 0 has 75 and 75, seed 1 has 100 and 25.
+        assert report["war"]["fold_mean"] == 75 / 2 + 62.5 / 2
+        assert report["war"]["fold_std"] == (0 + 37.5) / 2
+
+    def test_an_interval_holds_its_figure(self, report: dict[str, Any]) -> None:
+        for name in ("uar", "war"):
+            low, high = report[name]["ci95"]
+            assert 0 <= low < report[name]["pooled"] < high <= 100
+
+    def test_macro_f1_is_scikit_learns(self, report: dict[str, Any]) -> None:
+        expected = [100 * f1_score(*pooled(seed), average="macro") for seed in (0, 1)]
+
+        assert report["macro_f1"] == pytest.approx(np.mean(expected), abs=0.005)
+
+    def test_recall_of_each_class(self, report: dict[str, Any]) -> None:
+        assert report["per_class_recall"] == {
+            "angry": round((200 / 3 + 200 / 3) / 2, 2),
+            "happy": round((100 + 200 / 3) / 2, 2),
+            "sad": 50.0,
+        }
+
+    def test_uar_of_each_speaker(self, report: dict[str, Any]) -> None:
+        # Of a: 1/2, 1, 1, then all right. Of b: 1, 1, 0, then 0, 1/2, 0.
+        assert report["per_speaker"] == {
+            "a": round((100 * 2.5 / 3 + 100) / 2, 2),
+            "b": round((100 * 2 / 3 + 100 * 0.5 / 3) / 2, 2),
+        }
+
+    def test_unknown_speakers_have_no_row(self, folds: list[dict[str, Any]]) -> None:
+        for record in folds:
+            record["speakers"] = [None] * 4
+
+        report = build_report(PLAN, folds)
+
+        assert report["per_speaker"] == {}
+        assert "| speaker |" not in render_report(report)
+
+    def test_confusion_counts_all_seeds(self, report: dict[str, Any]) -> None:
+        assert report["confusion"] == [[4, 1, 1], [1, 5, 0], [2, 0, 2]]
+
+    def test_the_baseline_stands_beside(self, report: dict[str, Any]) -> None:
+        predictions = np.array(BASELINE["a"] + BASELINE["b"])
+
+        assert report["baseline"]["name"] == "svc"
+        assert report["baseline"]["uar"] == pytest.approx(
+            100 * balanced_accuracy_score(pooled(0)[0], predictions), abs=0.005
+        )
+        assert report["baseline"]["war"] == 62.5
+        assert report["beats_baseline"] is True
+
+    def test_says_where_the_network_loses(self, folds: list[dict[str, Any]]) -> None:
+        for record in folds:
+            record["baseline_predictions"] = record["references"]
+
+        report = build_report(PLAN, folds)
+
+        assert report["beats_baseline"] is False
+        assert "TIM-Net **loses to** the plain SVC." in render_report(report)
+
+    def test_fusion_weights_are_the_models_mean(self, report: dict[str, Any]) -> None:
+        assert report["fusion_weights"] == [0.5, 0.6]
+
+    @pytest.mark.parametrize("leaks", [False, True])
+    def test_a_choice_on_the_test_fold_is_labelled(
+        self, leaks: bool, folds: list[dict[str, Any]]
+    ) -> None:
+        plan = replace(PLAN, selection="best-on-test") if leaks else PLAN
+
+        report = build_report(plan, folds)
+
+        assert report["leaks_test_fold"] is leaks
+        assert ("best-on-test" in report["recipe"]) is leaks
+        assert (
+            "**Leaks: each fold's epoch was chosen on that fold" in render_report(report)
+        ) is leaks
+
+
+class TestCalibrationError:
+    def test_by_hand(self) -> None:
+        # Two in the bin from 9/15 to 10/15, one of them right; one in the last bin, wrong.
+        probabilities = np.array([[0.62, 0.38], [0.36, 0.64], [0.98, 0.02]])
+        references = np.array([0, 0, 1])
+
+        error = expected_calibration_error(probabilities, references)
+
+        assert error == pytest.approx(2 / 3 * abs(0.5 - 0.63) + 1 / 3 * 0.98)
+
+    def test_bins_tell_gaps_of_both_signs_apart(self) -> None:
+        # One too sure, one not sure enough: the errors add up, and do not cancel out.
+        probabilities = np.array([[0.9, 0.1], [0.6, 0.4]])
+
+        assert expected_calibration_error(probabilities, np.array([1, 0])) == pytest.approx(
+            0.5 * 0.9 + 0.5 * 0.4
+        )
+
+    @pytest.mark.parametrize(("references", "error"), [([0, 1], 0.0), ([1, 0], 1.0)])
+    def test_of_certainty(self, references: list[int], error: float) -> None:
+        assert expected_calibration_error(np.eye(2), np.array(references)) == error
+
+
+class TestBootstrap:
+    references = np.arange(40) % 3
+    predictions = np.where(np.arange(40) % 5 == 0, 0, np.arange(40) % 3)
+
+    def test_is_the_same_every_time(self) -> None:
+        one, other = (bootstrap_interval(uar, self.references, self.predictions) for _ in range(2))
+
+        assert one == other
+
+    def test_surrounds_the_figure(self) -> None:
+        low, high = bootstrap_interval(war, self.references, self.predictions)
+
+        assert low < war(self.references, self.predictions) < high
+
+    def test_has_no_width_where_nothing_varies(self) -> None:
+        assert bootstrap_interval(war, self.references, self.references) == [100.0, 100.0]
+
+
+class TestWriteReport:
+    def test_writes_figures_text_and_plots(
+        self, folds: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        report = write_report(tmp_path, PLAN, folds)
+
+        assert json.loads((tmp_path / "report.json").read_text()) == report
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert text == render_report(report)
+        pictures = {path.name for path in tmp_path.glob("*.png")}
+        assert pictures == {
+            "confusion.png",
+            "reliability.png",
+            "fusion_weights.png",
+            "tsne.png",
+        }
+        assert all(f"({name})" in text for name in pictures)
+
+    def test_markdown_shows_the_figures_of_the_json(self, report: dict[str, Any]) -> None:
+        text = render_report(report)
+
+        assert "# toy, loso, tiny" in text
+        assert "8 recordings, 2 folds, 2 seed(s), 1,234 parameters" in text
+        assert "`timnet cross-validate --corpus toy`" in text
+        low, high = report["uar"]["ci95"]
+        assert (
+            f"| UAR | {report['uar']['pooled']:.2f} | {report['uar']['fold_mean']:.2f} | "
+            f"{report['uar']['fold_std']:.2f} | {low:.2f}–{high:.2f} | "
+            f"{report['baseline']['uar']:.2f} |"
+        ) in text
+        assert "| sad | 50.0 |" in text
+        assert "TIM-Net beats the plain SVC." in text
