@@ -108,9 +108,10 @@ def test_a_preset_can_be_altered_and_an_unknown_one_is_refused():
 
 
 def answer(extractor: TimNetFeatureExtractor, waveform: np.ndarray) -> torch.Tensor:
-    """Logits of a fixed network on a waveform."""
+    """Logits, of about 1, of a fixed network on a waveform."""
     torch.manual_seed(0)
     model = TimNetForAudioClassification(TimNetConfig(num_labels=4)).eval()
+    torch.nn.init.uniform_(model.classifier.weight, -30, 30)
     scaled = TimNetFeatureExtractor(mean=[-10.0] + [0.0] * 38, std=[60.0] + [20.0] * 38)
     with torch.no_grad():
         return model(**scaled(waveform, sampling_rate=RATE, return_tensors="pt")).logits[0]
@@ -141,18 +142,14 @@ def test_silence_of_any_length_hardly_matters(extractor, speech):
 
 @pytest.mark.parametrize("rate", [22_050, 24_000, 44_100, 48_000])
 def test_the_sampling_rate_of_the_source_does_not_matter(rate, extractor, make_speech):
-    """The same sound recorded at another rate: within 1 dB·√bands in any coefficient's mean.
-
-    The resampler's transition band ends above the highest mel filter; what remains is the rounding
-    of the clip's length and the phase of the frames.
-    """
+    """Every coefficient stays within 0.1 (they reach -258), every logit within 0.001."""
     sound = make_speech(2.0, 48_000)
     at_16k = resample(sound, 48_000, RATE)
     other = resample(resample(sound, 48_000, rate) if rate != 48_000 else sound, rate, RATE)
     one, two = extractor.extract(at_16k), extractor.extract(other)
     assert abs(len(one) - len(two)) <= 1
-    n = min(len(one), len(two))
-    assert (one[:n] - two[:n]).abs().max() <= 0.5
+    shared = min(len(one), len(two))
+    assert (one[:shared] - two[:shared]).abs().max() <= 0.1
     assert (answer(extractor, at_16k) - answer(extractor, other)).abs().max() <= 1e-3
 
 
@@ -450,6 +447,5 @@ def test_statistics_may_come_as_arrays(tmp_path: Path):
     assert TimNetFeatureExtractor.from_pretrained(tmp_path).std == [1.0] * 39
 
 
-def test_features_per_second(extractor, paper):
+def test_frames_per_second(extractor):
     assert extractor.frames_per_second == 50
-    assert paper.frames_per_second == pytest.approx(43.07, abs=0.01)

@@ -318,7 +318,7 @@ def test_a_file_is_read_block_by_block(quick: Quick, tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     burst = 0.1 * np.random.default_rng(0).standard_normal(8_000)
     with soundfile.SoundFile(path, "w", 8_000, 1) as file:
-        for _ in range(20):
+        for _ in range(40):
             file.write(np.append(burst, np.zeros(29 * 8_000)))
     quick(np.zeros(16_000))
     tracemalloc.start()
@@ -327,8 +327,8 @@ def test_a_file_is_read_block_by_block(quick: Quick, tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert [round(event["start"]) for event in events] == list(range(0, 600, 30))
-    assert peak < 8e6 < 600 * 16_000 * 4 / 4
+    assert [round(event["start"]) for event in events] == list(range(0, 1200, 30))
+    assert peak < 12e6 < 1200 * 16_000 * 4 / 6
 
 
 # --- what is refused --------------------------------------------------------------------------

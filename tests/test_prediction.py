@@ -156,6 +156,22 @@ class TestLongRecordings:
             expected = (30 * alone[0][name] + 10 * alone[1][name]) / 40
             assert mixed[name] == pytest.approx(expected, abs=0.01)
 
+    def test_a_fixed_clip_length_is_the_length_of_a_block(
+        self, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        extractor = TimNetFeatureExtractor.from_preset("paper", num_samples=110_000)
+        path = write(tmp_path / "long.wav", np.full(70 * 22_050, 0.1), 22_050)
+        sizes = []
+
+        def seen(waveform: np.ndarray, *_: Any) -> tuple[np.ndarray, int]:
+            sizes.append(len(waveform))
+            return np.full(len(LABELS), 0.25), 1
+
+        monkeypatch.setattr(prediction, "_probabilities", seen)
+
+        assert only(path, (model[0], extractor)).duration == 70
+        assert sizes == [110_000] * 14 + [70 * 22_050 - 14 * 110_000]
+
     def test_are_never_held_whole(
         self, block: np.ndarray, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -153,7 +153,9 @@ def predict_files(
     """Score recordings one by one; one that cannot be read becomes a record with its error.
 
     A recording of more than a minute is scored in blocks of half a minute, and its probabilities
-    are the blocks' mean, weighted by how much of each block is not silence.
+    are the blocks' mean, weighted by how much of each block is not silence. An extractor with a
+    fixed clip length (the paper's preset) gets blocks of that length instead, so that it cuts
+    nothing off; they all count the same.
     """
     for path in paths:
         try:
@@ -171,7 +173,8 @@ def _predict_file(
     if info.duration <= LONGEST_SINGLE_CLIP:
         blocks: Iterable[np.ndarray] = [load_audio(path, rate)]
     else:
-        blocks = stream_audio(path, rate, block_duration=BLOCK_DURATION)
+        fixed = extractor.num_samples
+        blocks = stream_audio(path, rate, block_duration=fixed / rate if fixed else BLOCK_DURATION)
     names = {int(index): str(name) for index, name in (model.config.id2label or {}).items()}
     total = np.zeros(len(names))
     weight, samples, heard = 0.0, 0, False
