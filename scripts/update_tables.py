@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring the tables of README.md and the cards of the shipped checkpoints up to results/.
+"""Bring README.md and the shipped checkpoints up to results/ and to the code.
 
 python scripts/update_tables.py            write them anew
 python scripts/update_tables.py --check    change nothing, fail where one is out of date
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from timnet_hf.model_folder import refresh_card
+from timnet_hf.model_folder import refresh_model_folder
 from timnet_hf.tables import fill_markers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,9 @@ def update(check: bool) -> list[Path]:
         folder = record.parent
         with tempfile.TemporaryDirectory(prefix="timnet-card-") as scratch:
             place = Path(shutil.copytree(folder, Path(scratch) / folder.name)) if check else folder
-            outdated += [folder / one.relative_to(place) for one in refresh_card(place, RESULTS)]
+            outdated += [
+                folder / one.relative_to(place) for one in refresh_model_folder(place, RESULTS)
+            ]
     return outdated
 
 

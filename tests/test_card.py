@@ -17,7 +17,7 @@ import soundfile
 from huggingface_hub import ModelCard, constants
 
 from timnet_hf.card import build_card, reports_for, template_path
-from timnet_hf.model_folder import card_of, read_evaluation, refresh_card
+from timnet_hf.model_folder import card_of, read_evaluation, refresh_model_folder
 from timnet_hf.tables import (
     NOTHING_MEASURED,
     PUBLISHED,
@@ -302,11 +302,11 @@ def test_tables_are_put_between_markers_and_nowhere_else(tmp_path: Path) -> None
 def test_a_folders_card_follows_the_results(tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path / "model")
     results = write_results(tmp_path / "results", LOSO, {**LOSO, "recipe": "paper"})
-    changed = refresh_card(folder, results)
+    changed = refresh_model_folder(folder, results)
     assert {path.name for path in changed} == {"loso.json", "README.md"}
     assert read_evaluation(folder) == [LOSO]
     assert "**Expect 81.23 %" in (folder / "README.md").read_text()
-    assert refresh_card(folder, results) == []
+    assert refresh_model_folder(folder, results) == []
 
 
 def test_every_table_of_the_project_shows_what_its_json_says(

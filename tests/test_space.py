@@ -7,6 +7,7 @@ where this package does not exist.
 
 from __future__ import annotations
 
+import ast
 import csv
 import os
 import re
@@ -267,8 +268,13 @@ def test_the_page_needs_what_its_requirements_name_and_no_more() -> None:
     """Each third-party import has its line, and each line its import (torchaudio: the model's)."""
     lines = (space_folder() / "requirements.txt").read_text().splitlines()
     named = {re.split("[<>=]", line)[0] for line in lines if line}
-    code = "\n".join(path.read_text(encoding="utf-8") for path in space_folder().glob("*.py"))
-    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, flags=re.MULTILINE))
+    imported = set()
+    for path in space_folder().glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
 
     own = {path.stem for path in space_folder().glob("*.py")}
     assert imported - own - set(sys.stdlib_module_names) == named - {"torchaudio"}

@@ -261,7 +261,7 @@ def test_a_long_recording_takes_the_memory_of_a_few_windows(batch_size: int) -> 
     assert stream.duration == pytest.approx(303)
     assert found >= 25
     whole, window = 300 * RATE * 4, 2.5 * RATE * 4
-    assert peak < 60 * window < whole / 2
+    assert peak < 60 * window <= whole / 2
 
 
 def test_what_is_held_does_not_grow_in_an_hour() -> None:

@@ -26,7 +26,7 @@ from .model_folder import (
     EVALUATION_FOLDER,
     make_portable,
     model_files,
-    refresh_card,
+    refresh_model_folder,
     save_model_folder,
     verify_model_folder,
 )
@@ -42,7 +42,7 @@ __all__ = [
     "make_portable",
     "publish",
     "publish_metric",
-    "refresh_card",
+    "refresh_model_folder",
     "save_model_folder",
     "verify_model_folder",
 ]

@@ -40,7 +40,7 @@ __all__ = [
     "make_portable",
     "model_files",
     "read_evaluation",
-    "refresh_card",
+    "refresh_model_folder",
     "save_model_folder",
     "verify_model_folder",
 ]
@@ -212,8 +212,12 @@ def card_of(path: str | os.PathLike[str]) -> str:
     return build_card(record, config, extractor, read_evaluation(folder))
 
 
-def refresh_card(path: str | os.PathLike[str], results_dir: str | os.PathLike[str]) -> list[Path]:
-    """Bring a folder's reports and card up to what lies in the results folder.
+def refresh_model_folder(
+    path: str | os.PathLike[str], results_dir: str | os.PathLike[str]
+) -> list[Path]:
+    """Bring a folder up to this package's code and to what lies in the results folder.
+
+    The weights stay as they are; code files, reports and the card are made anew.
 
     Returns:
         The files that changed.
@@ -229,6 +233,9 @@ def refresh_card(path: str | os.PathLike[str], results_dir: str | os.PathLike[st
         if stale.name not in reports:
             stale.unlink()
             changed.append(stale)
+    for code in sorted(_PACKAGE.glob(_CODE)):
+        if _replace(folder / code.name, code.read_text(encoding="utf-8")):
+            changed.append(folder / code.name)
     if reports:
         evaluation.mkdir(exist_ok=True)
     for name, report in reports.items():

@@ -274,17 +274,19 @@ def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
         with gr.Column(min_width=300):
             now = gr.Label(label="Now", num_top_classes=8, elem_id="live-answer")
     strip = gr.HTML(label="The last half minute", elem_id="live-strip")
-    outputs = [session, now, strip, status]
+    inputs, outputs = [microphone, checkpoint, session], [session, now, strip, status]
     microphone.stream(
         page.live,
-        [microphone, checkpoint, session],
+        inputs,
         outputs,
         stream_every=0.5,
         time_limit=LISTENING_SECONDS,
         concurrency_limit=LISTENING,
         show_progress="hidden",
-        api_name="live",
+        api_visibility="private",
     )
+    # Gradio's own client cannot talk to a stream's event: for it, the same as a button unseen.
+    gr.Button(visible=False).click(page.live, inputs, outputs, api_name="live")
     microphone.stop_recording(
         page.live_end, session, outputs, show_progress="hidden", api_name="live_end"
     )
