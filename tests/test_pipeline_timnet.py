@@ -21,8 +21,6 @@ import timnet_hf
 from timnet_hf import TimNetConfig, TimNetFeatureExtractor, TimNetForAudioClassification
 from timnet_hf.pipeline_timnet import TASK, TimNetTimelinePipeline
 
-from .model_folders import run_python
-
 LABELS = ["angry", "happy", "neutral", "sad"]
 Event = dict[str, Any]
 
@@ -377,87 +375,6 @@ def test_wrong_parameters_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         timeline(np.zeros(16_000), **options)
-
-
-# --- registration -----------------------------------------------------------------------------
-
-REGISTERED = """
-import json, sys
-for name in sys.argv[1:]:
-    __import__(name)
-light = "transformers.pipelines" not in sys.modules
-from transformers.pipelines import PIPELINE_REGISTRY
-task, entry, _ = PIPELINE_REGISTRY.check_task("speech-emotion-timeline")
-print(json.dumps({"light": light, "impl": entry["impl"].__name__, "pt": entry["pt"][0].__name__}))
-"""
-
-
-@pytest.mark.parametrize(
-    "order",
-    [
-        ["timnet_hf"],
-        ["transformers.pipelines", "timnet_hf"],
-        ["timnet_hf.pipeline_timnet"],
-    ],
-)
-def test_importing_the_package_registers_the_task_in_any_order(
-    order: list[str], tmp_path: Path
-) -> None:
-    answer = run_python(REGISTERED, *order, cwd=tmp_path, package=True)
-    assert answer["impl"] == "TimNetTimelinePipeline"
-    assert answer["pt"] == "AutoModelForAudioClassification"
-    assert answer["light"] == (order == ["timnet_hf"])
-
-
-FROM_FOLDER = """
-import json, sys
-import numpy as np
-from transformers import pipeline
-import transformers.utils.logging
-transformers.utils.logging.disable_progress_bar()
-folder, sound, wav = sys.argv[1:]
-timeline = pipeline("speech-emotion-timeline", model=folder, trust_remote_code=True)
-stream = timeline.stream()
-print(json.dumps({
-    "module": type(timeline).__module__,
-    "array": timeline(np.load(sound)),
-    "path": timeline(wav),
-    "live": stream.feed(np.load(sound)) + stream.finish(),
-}))
-"""
-
-
-def test_without_the_package_the_code_in_the_folder_does_the_same(
-    timeline: TimNetTimelinePipeline,
-    call: np.ndarray,
-    expected: list[Event],
-    tmp_path: Path,
-) -> None:
-    from timnet_hf.model_folder import AUTO_MAP, EXTRACTOR_AUTO_MAP
-
-    folder = tmp_path / "model"
-    timeline.model.config.auto_map = dict(AUTO_MAP)
-    timeline.feature_extractor.auto_map = dict(EXTRACTOR_AUTO_MAP)
-    try:
-        timeline.save_pretrained(folder)
-    finally:
-        del timeline.model.config.auto_map, timeline.feature_extractor.auto_map
-        timeline.model.config.__dict__.pop("custom_pipelines", None)
-    for name in ("configuration_timnet.py", "modeling_timnet.py", "feature_extraction_timnet.py"):
-        (folder / name).write_bytes((Path(timnet_hf.__file__).parent / name).read_bytes())
-    np.save(tmp_path / "call.npy", call)
-    (tmp_path / "call.wav").write_bytes(wav(call))
-    answer = run_python(
-        FROM_FOLDER,
-        str(folder),
-        str(tmp_path / "call.npy"),
-        str(tmp_path / "call.wav"),
-        cwd=tmp_path,
-        package=False,
-    )
-    assert answer["module"].startswith("transformers_modules.")
-    for kind in ("array", "path", "live"):
-        assert_close(answer[kind], expected)
 
 
 # --- real recordings --------------------------------------------------------------------------

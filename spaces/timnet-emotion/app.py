@@ -283,6 +283,7 @@ def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
         time_limit=LISTENING_SECONDS,
         concurrency_limit=LISTENING,
         show_progress="hidden",
+        api_name="listen",
         api_visibility="private",
     )
     # Gradio's own client cannot talk to a stream's event: for it, the same as a button unseen.
