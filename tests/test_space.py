@@ -132,6 +132,30 @@ def test_the_timeline_is_that_of_the_pipeline(client: Any, clip: Path, models: l
     ]
 
 
+def test_the_explanation_adds_up_and_lies_where_the_sound_is(
+    clip: Path, models: list[Path]
+) -> None:
+    import torch
+
+    checkpoint = space_module("checkpoints").Checkpoints([str(models[0])]).get()
+    speech = load_audio(clip, 16_000)
+    silence = np.zeros(32_000, dtype=np.float32)
+    waveform = np.concatenate((silence, speech, silence))
+    found = space_module("explanation").explain(checkpoint, waveform)
+
+    model = checkpoint.timeline.model
+    with torch.inference_mode():
+        logits = model(checkpoint.inputs(waveform)["input_values"]).logits[0]
+    best = int(logits.argmax())
+    assert found.label == checkpoint.labels[best]
+    parts = found.contributions.sum() + model.classifier.bias[best].item()
+    assert parts == pytest.approx(float(logits[best]), abs=1e-4)
+    assert len(found.scales) == len(found.weights) == model.config.num_scales
+    assert found.times[0] == pytest.approx(2.0, abs=0.1)
+    assert found.times[-1] == pytest.approx(5.0, abs=0.1)
+    assert np.abs(found.saliency).max() == pytest.approx(1.0)
+
+
 def test_silence_is_called_silence(client: Any, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(32_000), 16_000)
 

@@ -53,8 +53,8 @@ SCORING: dict[str, Any] = {"concurrency_id": "scoring", "concurrency_limit": AT_
 
 TITLE = "TIM-Net: emotion in speech"
 INTRO = """# Emotion in speech
-A network of a tenth of a million parameters names the emotion that a voice *plays*. It learned
-from actors: see [what this is not](#what-this-is-not)."""
+A very small network names the emotion that a voice *plays*. It learned from actors: see
+[what this is not](#what-this-is-not)."""
 EXAMPLES_NOTE = (
     "*A synthetic voice speaks in the examples. It caricatures an emotion and feels none: whatever "
     "the model answers says nothing about people.*"
