@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -105,6 +106,11 @@ def running_space(
         yield Space(url, folder / "tmp", folder / "log.txt", process)
 
 
+def _hear_ctrl_c() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def serving(
     command: list[str], environment: dict[str, str], folder: Path
@@ -116,7 +122,12 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_hear_ctrl_c,
         )
     try:
         deadline = time.monotonic() + 900

@@ -18,6 +18,7 @@ import torch
 import timnet_hf.training
 from timnet_hf import TimNetFeatureExtractor
 from timnet_hf import crossvalidation as module
+from timnet_hf.baseline import baseline_predictions
 from timnet_hf.crossvalidation import (
     CrossValidationError,
     Plan,
@@ -116,7 +117,9 @@ class TestRun:
         assert record["references"] == store.labels[record["rows"]].tolist()
         assert np.shape(record["logits"]) == (4, 3)
         assert len(record["fusion_weights"]) == 2  # one a block
-        assert len(record["baseline_predictions"]) == 4
+        fold = three_folds()[0]
+        baseline = baseline_predictions(store, fold.train, fold.test)
+        assert record["baseline_predictions"] == baseline.tolist()
         assert record["parameters"] > 0
 
     def test_figures_of_a_fold_are_those_of_its_logits(self, finished: Path) -> None:

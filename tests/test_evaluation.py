@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from timnet_hf import TimNetFeatureExtractor
+from timnet_hf import TimNetFeatureExtractor, evaluation
 from timnet_hf.evaluation import BestOnTest, score, softmax, tsne, uar, war
 from timnet_hf.metrics import load_metric
 from timnet_hf.training import Trained, build_arguments, train
@@ -79,6 +80,25 @@ class TestBestOnTest:
         last, _ = score(result.model, result.extractor, STORE, TEST)
         assert watcher.best >= war(STORE.labels[TEST], last.argmax(1))
         assert watcher.best == war(STORE.labels[TEST], watcher.logits.argmax(1))
+
+    def test_keeps_the_first_of_the_best_epochs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        labels = STORE.labels[TEST]
+        right = np.eye(3)[labels].astype(np.float32)
+        half = right.copy()
+        half[0] = right[1]
+        epochs = iter([half, right, 2 * right, half])
+        monkeypatch.setattr(evaluation, "score", lambda *_: (next(epochs), None))
+        network, loader = torch.nn.Linear(1, 1), SimpleNamespace(dataset=SimpleNamespace())
+        loader.dataset.extractor = None
+        watcher = BestOnTest(STORE, TEST)
+
+        for _ in range(4):
+            network.eval()
+            watcher.on_epoch_end(None, None, None, model=network, train_dataloader=loader)
+            assert network.training  # the training goes on
+
+        assert watcher.best == 100.0
+        np.testing.assert_array_equal(watcher.logits, right)
 
     def test_only_watches(self, model: Trained, tmp_path: Path) -> None:
         watched = trained(tmp_path, BestOnTest(STORE, TEST))

@@ -38,6 +38,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # transformers keeps one client for good, bound to the Hub of its first use.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         yield hub
 
 

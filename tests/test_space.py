@@ -304,8 +304,9 @@ def test_the_page_needs_what_its_requirements_name_and_no_more() -> None:
     assert imported - own - set(sys.stdlib_module_names) == named - {"torchaudio"}
 
 
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_package_starts_the_page_offline_on_a_checkpoint(
-    models: list[Path], clip: Path, tmp_path: Path, repository: Path
+    models: list[Path], clip: Path, tmp_path: Path, repository: Path, ending: signal.Signals
 ) -> None:
     from gradio_client import Client
 
@@ -316,7 +317,7 @@ def test_the_package_starts_the_page_offline_on_a_checkpoint(
         client = Client(url, verbose=False, download_files=False)
         assert scores(call(client, "predict", clip, "first"))
         assert "offline" in refusal(client, "checkpoint", "who/good")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         process.wait(30)
         deadline = time.monotonic() + 30
         while _listens(url) and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ def launch_space(
     *,
     host: str = "127.0.0.1",
 ) -> int:
-    """Serve the page until it is stopped.
+    """Serve the page until it is stopped; call it from the main thread, which hears signals.
 
     With checkpoints that lie on this machine it runs offline, so that visitors can choose among
     those only. With a Hub id it may use the network, for any other Hub id too.
@@ -83,12 +84,16 @@ def launch_space(
     app = space_folder() / "app.py"
     command = [sys.executable, str(app)]
     environment = {**os.environ, **space_environment(model, port, host=host)}
-    with subprocess.Popen(command, env=environment) as process:
-        try:
-            return process.wait()
-        finally:
-            # Ctrl-C reaches the page too; whatever else ends us must end it.
-            process.terminate()
+    # Ctrl-C reaches the page too; whatever else ends us must end it.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with subprocess.Popen(command, env=environment) as process:
+            try:
+                return process.wait()
+            finally:
+                process.terminate()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def space_environment(
