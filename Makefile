@@ -33,7 +33,7 @@ quality: $(VENV)/.installed-dev ## lint, formatting, types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-bench ## measure speed against librosa, Keras and wav2vec 2.0
+bench: $(VENV)/.installed-bench ## measure speed against librosa and wav2vec 2.0
 	$(BIN)/python scripts/benchmark.py
 
 space: $(VENV)/.installed-demo ## open the demo page on this machine

@@ -448,3 +448,10 @@ def test_statistics_may_come_as_arrays(tmp_path: Path):
 
 def test_frames_per_second(extractor):
     assert extractor.frames_per_second == 50
+
+
+def test_a_read_only_waveform_is_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    clip = np.zeros(16_000, dtype=np.float32)
+    clip.flags.writeable = False
+    TimNetFeatureExtractor().extract(clip)
+    assert not recwarn.list

@@ -341,6 +341,8 @@ def _as_batch(raw_speech: Any) -> list[Any]:
 
 
 def _as_samples(waveform: Any) -> torch.Tensor:
+    if isinstance(waveform, np.ndarray) and not waveform.flags.writeable:
+        waveform = waveform.copy()  # as a decoder's buffer is; torch would warn of sharing it
     samples = torch.as_tensor(waveform).detach()
     if samples.ndim != 1:
         raise ValueError(
