@@ -7,7 +7,6 @@ Script and command line call these functions, so a result never depends on who a
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from .protocols import Fold
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, str], None]
 """Called with what is being done, how much of it is done, how much there is, and a detail."""

@@ -41,11 +41,6 @@ class FeatureStore:
         return len(self.labels)
 
     @property
-    def feature_size(self) -> int:
-        """Coefficients in each frame."""
-        return self.original[0].shape[1]
-
-    @property
     def original(self) -> list[np.ndarray]:
         """The features at the recordings' own speed."""
         return self.features[1.0]

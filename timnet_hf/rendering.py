@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,13 +64,17 @@ def _as_dict(prediction: Prediction, top_k: int) -> dict[str, object]:
 
 
 def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[bool]:
+    from .timeline_formats import spreadsheet_text
+
     labels: list[str] | None = None
     waiting: list[Prediction] = []
 
     def write(row: list[object]) -> None:
         line = io.StringIO()
         # With this line end, the writer puts quotes around a carriage return in a name too.
-        csv.writer(line, lineterminator="\r\n").writerow([_cell(value) for value in row])
+        csv.writer(line, lineterminator="\r\n").writerow(
+            [spreadsheet_text(str(value)) for value in row]
+        )
         console.file.write(_shown(line.getvalue().removesuffix("\r\n") + "\n", console))
         console.file.flush()
 
@@ -95,13 +98,6 @@ def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[boo
         write(["path", "label", "score", "error"])
         for one in waiting:
             write_prediction(one)
-
-
-def _cell(value: object) -> object:
-    """A cell that a spreadsheet shows, and never runs as a formula."""
-    if isinstance(value, str) and re.match(r"\s*[=+\-@＝＋－＠]|[\t\r\n]", value):
-        return "'" + value
-    return value
 
 
 def _shown(text: str, console: Console) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "Timeline",
     "TimelineFormat",
     "format_timelines",
+    "spreadsheet_text",
     "timeline_files",
 ]
 
@@ -175,13 +176,14 @@ def _csv(timelines: Sequence[Timeline]) -> str:
                 [timeline.path, *times, event["label"], f"{event['score']:.6f}", *written, ""]
             )
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([*map(_cell, row)] for row in rows)
+    csv.writer(out, lineterminator="\n").writerows(
+        [spreadsheet_text(_text(value)) for value in row] for row in rows
+    )
     return out.getvalue()
 
 
-def _cell(value: str) -> str:
+def spreadsheet_text(text: str) -> str:
     """Text that no spreadsheet runs: what looks like the start of a formula gets an apostrophe."""
-    text = _text(value)
     return f"'{text}" if re.match(r"\s*[=+\-@＝＋－＠]|[\t\r\n]", text) else text
 
 
