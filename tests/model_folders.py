@@ -23,6 +23,7 @@ MODEL_FILES = {
     "configuration_timnet.py",
     "feature_extraction_timnet.py",
     "model.safetensors",
+    "layers_timnet.py",
     "modeling_timnet.py",
     "preprocessor_config.json",
     "training_record.json",

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from timnet_hf.configuration_timnet import ABLATIONS, TimNetConfig
+from timnet_hf.layers_timnet import TimNetBatchNorm, TimNetPooling
 from timnet_hf.modeling_timnet import (
-    TimNetBatchNorm,
     TimNetForAudioClassification,
     TimNetModel,
-    TimNetPooling,
 )
 
 SMALL = {"input_size": 5, "hidden_size": 6, "num_hidden_layers": 4, "num_labels": 3}
@@ -150,8 +149,9 @@ def test_the_fused_vector_is_the_weighted_sum_of_the_scale_vectors(pooling, pool
 
 def test_statistics_pooling_is_mean_deviation_and_change_of_each_channel():
     pooling = TimNetPooling(TimNetConfig(pooling="statistics", hidden_size=2))
-    hidden = frames(3, 4, 9)
-    mean, deviation, change = pooling(hidden, None).chunk(3, dim=1)
+    hidden = frames(3, 4, 9)  # (batch, streams · size, frames)
+    laid_out = hidden.unflatten(1, (2, 2)).permute(1, 3, 0, 2)
+    mean, deviation, change = pooling(laid_out, None).chunk(3, dim=1)
     assert torch.allclose(mean, hidden.mean(-1), atol=1e-6)
     assert torch.allclose(deviation, hidden.std(-1, correction=0), atol=1e-4)
     assert torch.allclose(change, hidden.diff(dim=-1).abs().mean(-1), atol=1e-6)
@@ -295,7 +295,8 @@ def test_batch_statistics_leave_padding_out(offset):
         ours.bias.copy_(plain.bias.normal_())
     values = batch["input_values"].transpose(1, 2).masked_fill(mask == 0, 0).requires_grad_()
     packed = torch.cat(clips).T[None].clone().requires_grad_()
-    got, wanted = ours(values, mask), plain(packed)
+    got = ours(values.permute(2, 0, 1)[None], mask.permute(2, 0, 1))[0].permute(1, 2, 0)
+    wanted = plain(packed)
     taken = torch.cat([got[row, :, : len(clip)] for row, clip in enumerate(clips)], dim=1)
     tolerance = 1e-5 if not offset else 2e-3
     assert torch.allclose(taken, wanted[0], atol=tolerance)
@@ -311,9 +312,9 @@ def test_batch_statistics_leave_padding_out(offset):
 
 def test_channels_that_never_vary_stay_finite_however_much_is_padding():
     norm = TimNetBatchNorm(2, 1e-3, 0.01).train()
-    mask = torch.zeros(1, 1, 4000)
-    mask[..., :40] = 1
-    output = norm(torch.full((1, 2, 4000), 1000.3) * mask, mask)
+    mask = torch.zeros(4000, 1, 1)
+    mask[:40] = 1
+    output = norm(torch.full((1, 4000, 1, 2), 1000.3) * mask, mask)
     assert torch.isfinite(output).all() and torch.isfinite(norm.running_var).all()
     assert (norm.running_var >= 0).all()
 
@@ -332,12 +333,11 @@ def test_training_is_independent_of_how_much_a_batch_is_padded():
 def test_dropout_silences_whole_channels():
     model = make_model(hidden_dropout_prob=0.5, hidden_size=32).train()
     layer = model.timnet.blocks[0].layer1
-    torch.manual_seed(0)
-    output = layer(frames(4, 64, 50).abs(), None)
     nn.init.constant_(layer.norm.bias, 10.0)  # nothing but dropout makes a zero now
-    output = layer(frames(4, 64, 50), None)
-    silent = (output == 0).all(-1)
-    assert torch.equal(silent, (output == 0).any(-1)) and 0.3 < silent.float().mean() < 0.7
+    torch.manual_seed(0)
+    output = layer(frames(2, 50, 4, 32), None)
+    silent = (output == 0).all(1)
+    assert torch.equal(silent, (output == 0).any(1)) and 0.3 < silent.float().mean() < 0.7
 
 
 # --- the head and the input ---------------------------------------------------------------------
