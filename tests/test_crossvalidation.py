@@ -29,6 +29,7 @@ from timnet_hf.crossvalidation import (
 from timnet_hf.evaluation import uar, war
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.protocols import Fold
+from timnet_hf.recipes import Augmentation
 from timnet_hf.training import Trained
 
 from .tiny_training import LABELS, poisoned, same_weights, tiny_recipe, tiny_store
@@ -398,3 +399,50 @@ class TestWriteJson:
             write_json(path, {"value": list(range(10_000))})
 
         assert list(tmp_path.iterdir()) == []
+
+
+class TestVoices:
+    def test_of_new_speakers_are_scored_with_one_three_ten_and_all_recordings_enrolled(
+        self, tmp_path: Path
+    ) -> None:
+        recipe = replace(PLAN.recipe, augmentation=Augmentation(speaker_share=0.5))
+        plan = replace(PLAN, recipe=recipe)
+        store = tiny_store()
+        store.speakers = [f"{row % 3}" for row in range(12)]  # three_folds by speaker
+        folder = run(tmp_path, plan, store)
+        for record in read_folds(folder, plan, three_folds):
+            assert list(record["enrolled"]) == ["1", "3", "10", "all"]
+            shapes = {np.shape(logits) for logits in record["enrolled"].values()}
+            assert shapes == {np.shape(record["logits"])}
+            assert record["enrolled"]["all"] != record["logits"]
+            assert record["enrolled"]["10"] == record["enrolled"]["all"]  # there are four
+
+    def test_that_are_in_training_too_are_not(self, tmp_path: Path) -> None:
+        recipe = replace(PLAN.recipe, augmentation=Augmentation(speaker_share=0.5))
+        plan = replace(PLAN, recipe=recipe)
+        store = tiny_store()
+        store.speakers = ["anna"] * 12
+        assert all(
+            "enrolled" not in r for r in read_folds(run(tmp_path, plan, store), plan, three_folds)
+        )
+
+
+class TestTemperature:
+    def test_is_noted_where_there_are_inner_folds(self, tmp_path: Path) -> None:
+        def folds(_seed: int = 0) -> list[Fold]:
+            made = []
+            for fold in three_folds():
+                inner = Fold("inner-01", fold.train[::2], fold.train[1::2])
+                made.append(replace(fold, inner=(inner,)))
+            return made
+
+        plan = replace(PLAN, calibration=1)
+        folder = run(tmp_path, plan, make_folds=folds)
+        found = [record["temperature"] for record in read_folds(folder, plan, folds)]
+        assert all(0.05 <= value <= 20 for value in found)
+        plain = read_folds(run(tmp_path / "plain"), PLAN, three_folds)
+        assert all("temperature" not in record for record in plain)
+        # The network of the fold is the same one.
+        assert [r["logits"] for r in plain] == [
+            r["logits"] for r in read_folds(folder, plan, folds)
+        ]

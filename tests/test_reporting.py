@@ -284,3 +284,48 @@ class TestWriteReport:
         ) in text
         assert "| sad | 50.0 |" in text
         assert "TIM-Net beats the plain SVC." in text
+
+
+class TestACalibratedRun:
+    def test_confidence_is_that_at_each_folds_temperature(
+        self, folds: list[dict[str, Any]]
+    ) -> None:
+        plain = build_report(PLAN, folds)
+        assert "temperature" not in plain and "ece_uncalibrated" not in plain
+        hot = build_report(PLAN, [{**fold, "temperature": 1e6} for fold in folds])
+        assert hot["temperature"] == 1e6 and hot["ece_uncalibrated"] == plain["ece"]
+        # Infinitely hot, every answer is given with one third of confidence.
+        accuracy = hot["war"]["per_seed"]
+        gaps = [abs(value / 100 - 1 / 3) for value in accuracy]
+        assert hot["ece"] == pytest.approx(np.mean(gaps), abs=1e-3)
+        assert hot["uar"] == plain["uar"]
+        assert "temperature" in render_report(hot) and "temperature" not in render_report(plain)
+
+
+class TestARunWithEnrolledVoices:
+    @pytest.fixture
+    def enrolled(self, folds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With one recording nothing changes; with all, every answer is right."""
+        right = [(np.eye(3)[fold["references"]] * 3).tolist() for fold in folds]
+        return [
+            {**fold, "enrolled": dict.fromkeys(("1", "3", "10"), fold["logits"]) | {"all": best}}
+            for fold, best in zip(folds, right, strict=True)
+        ]
+
+    def test_tells_the_gain_by_number_of_recordings(self, enrolled: list[dict[str, Any]]) -> None:
+        report = build_report(PLAN, enrolled)
+        assert list(report["enrolled"]) == ["1", "3", "10", "all"]
+        assert report["enrolled"]["1"]["uar"] == report["uar"]["pooled"] < 100
+        assert report["enrolled"]["all"] == {"uar": 100.0, "war": 100.0}
+        assert "| all | 100.00 | 100.00 |" in render_report(report)
+
+    def test_a_report_of_its_own_lies_beside(
+        self, enrolled: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "toy" / "loso" / PLAN.name
+        report = write_report(folder, PLAN, enrolled)
+        adapted = json.loads((folder.with_name(f"{PLAN.name}-adapted") / "report.json").read_text())
+        assert adapted["recipe"] == f"{PLAN.name}-adapted" and adapted["protocol"] == "loso"
+        assert adapted["uar"]["pooled"] == adapted["uar"]["fold_mean"] == 100
+        assert json.loads((folder / "report.json").read_text())["uar"] == report["uar"]
+        assert report["uar"]["pooled"] < 100 and report["recipe"] == PLAN.name

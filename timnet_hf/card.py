@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .corpus_table import CORPORA, Corpus
-from .tables import PROTOCOL_TITLES, load_reports, render_reports
+from .tables import PROTOCOL_TITLES, load_reports, protocol_title, render_reports
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -165,7 +165,7 @@ def _eval_results(
 
     results = []
     for report in reports:
-        title = PROTOCOL_TITLES.get(report["protocol"], report["protocol"])
+        title = protocol_title(report["protocol"])
         for kind, name, value in (
             ("recall", "UAR (unweighted average recall, macro recall), %", report["uar"]["pooled"]),
             ("accuracy", "WAR (weighted average recall, accuracy), %", report["war"]["pooled"]),
@@ -266,7 +266,7 @@ def _about_results(
     first = reports[0]
     low, high = first["uar"]["ci95"]
     values["headline"] = {
-        "protocol": PROTOCOL_TITLES.get(first["protocol"], first["protocol"]),
+        "protocol": protocol_title(first["protocol"]),
         "unseen": first["protocol"] == "loso",
         "uar": f"{first['uar']['pooled']:.2f}",
         "low": f"{low:.2f}",

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .output_folder import sole_use, told_when_full
 from .protocols import Fold
 from .recipes import Recipe
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 #: How the reported model of a fold is chosen. The second one leaks the test fold into the choice.
 SELECTIONS = ("last-epoch", "best-on-test")
+#: How many of a new speaker's recordings are enrolled to see what knowing the voice brings.
+ENROLMENT_COUNTS = ("1", "3", "10", "all")
 
 
 class CrossValidationError(ValueError):
@@ -57,6 +60,7 @@ class Plan:
         config: Overrides of the recipe's network.
         arguments: Overrides of the recipe's training arguments.
         selection: One of ``SELECTIONS``.
+        calibration: Inner folds that each fold's temperature is fitted on; 0 for no temperature.
         shown_fold: The fold whose model draws the map of the fused vectors, for the first seed.
         command: How the run was asked for.
     """
@@ -70,6 +74,7 @@ class Plan:
     config: dict[str, Any] | None = None
     arguments: dict[str, Any] | None = None
     selection: str = "last-epoch"
+    calibration: int = 0
     shown_fold: str = ""
     command: str = ""
 
@@ -92,6 +97,7 @@ class Plan:
             "config": self.config or {},
             "arguments": self.arguments or {},
             "selection": self.selection,
+            **({"calibration": self.calibration} if self.calibration else {}),
             "data_sha256": self.data_sha256,
         }
 
@@ -140,10 +146,27 @@ def cross_validate(
         The run's folder.
 
     Raises:
-        CrossValidationError: The folder holds a run with another configuration or other folds, a
-            training diverged, or a worker process was ended from outside.
+        CrossValidationError: The folder holds a run with another configuration or other folds,
+            another process is at work in it, a training diverged, or a worker process was ended
+            from outside.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     folder = plan.folder(results)
+    remedy = "free some space and run the command again: finished folds are kept"
+    with sole_use(folder, CrossValidationError), told_when_full(folder, remedy):
+        _train_open_folds(plan, store, extractor, make_folds, folder, jobs, progress)
+    return folder
+
+
+def _train_open_folds(
+    plan: Plan,
+    store: FeatureStore,
+    extractor: TimNetFeatureExtractor,
+    make_folds: Callable[[int], list[Fold]],
+    folder: Path,
+    jobs: int,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
     _claim(folder, plan)
     tasks = [(seed, fold) for seed in plan.seeds for fold in make_folds(seed)]
     open_tasks = [task for task in tasks if _read_fold(folder, plan, *task) is None]
@@ -154,7 +177,6 @@ def cross_validate(
         done += 1
         if progress is not None:
             progress(done, len(tasks), name)
-    return folder
 
 
 def read_folds(
@@ -281,6 +303,7 @@ def _run_fold(
 ) -> dict[str, Any]:
     """Train on one fold's training side, score its test side."""
     from .baseline import baseline_predictions
+    from .calibration import inner_temperature
     from .evaluation import BestOnTest, score, tsne, uar, war
     from .training import build_arguments, train
 
@@ -310,6 +333,11 @@ def _run_fold(
             f"seed {seed}, {fold.name}: the training diverged, its logits are not finite. Lower "
             "the learning rate."
         )
+    temperature = None
+    if fold.inner:
+        temperature = inner_temperature(
+            store, fold.inner, plan.recipe, extractor, seed, plan.config, plan.arguments
+        )
     references = store.labels[fold.test]
     baseline = baseline_predictions(store, fold.train, fold.test)
     record = {
@@ -324,6 +352,8 @@ def _run_fold(
         "speakers": [store.speakers[row] for row in fold.test],
         "references": references.tolist(),
         "logits": np.round(logits.astype(float), 4).tolist(),
+        **_enrolled(plan, trained, store, fold),
+        **({"temperature": temperature} if temperature is not None else {}),
         "fusion_weights": _fusion_weights(trained.model),
         "baseline_predictions": baseline.tolist(),
         "uar": uar(references, logits.argmax(1)),
@@ -336,6 +366,34 @@ def _run_fold(
     return record
 
 
+def _enrolled(
+    plan: Plan, trained: Any, store: FeatureStore, fold: Fold
+) -> dict[str, dict[str, list[list[float]]]]:
+    """The test side's logits once more, each voice known from 1, 3, 10 or all its recordings.
+
+    Only for recipes that prepare for it, and only where the test speakers are new to the model.
+    The recordings are drawn at random and their labels are not looked at.
+    """
+    from .evaluation import score
+
+    speakers = np.array([str(name) for name in store.speakers])
+    new = set(speakers[fold.test]).isdisjoint(speakers[fold.train])
+    if not new or not plan.recipe.augmentation.speaker_share:
+        return {}
+    logits = {
+        count: np.zeros((len(fold.test), len(store.label_names))) for count in ENROLMENT_COUNTS
+    }
+    for speaker in sorted(set(speakers[fold.test])):
+        own = np.flatnonzero(speakers[fold.test] == speaker)
+        drawn = np.random.default_rng(0).permutation(fold.test[own])
+        for count, scores in logits.items():
+            enrolled = drawn if count == "all" else drawn[: int(count)]
+            scores[own], _ = score(
+                trained.model, trained.extractor, store, fold.test[own], enrolled=enrolled
+            )
+    return {"enrolled": {count: np.round(scores, 4).tolist() for count, scores in logits.items()}}
+
+
 def _fusion_weights(model: Any) -> list[float]:
     import torch
 
@@ -346,6 +404,7 @@ def _fusion_weights(model: Any) -> list[float]:
 
 
 __all__ = [
+    "ENROLMENT_COUNTS",
     "SELECTIONS",
     "CrossValidationError",
     "Plan",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import TrainerCallback
 from .feature_extraction_timnet import TimNetFeatureExtractor
 from .feature_store import FeatureStore
 from .modeling_timnet import TimNetForAudioClassification
+from .speaker_timnet import blend, make_profile
 from .training import RecordingSet, Rows, collate
 
 
@@ -21,11 +23,25 @@ def score(
     store: FeatureStore,
     indices: Rows,
     batch_size: int = 64,
+    enrolled: Rows | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (recordings, num_labels) and fused vectors (recordings, pooled_size), in order.
 
     Recordings of like length share a batch, so little is spent on padding.
+
+    Args:
+        model: The network.
+        extractor: With the training statistics.
+        store: Features of the corpus.
+        indices: The recordings to score.
+        batch_size: Recordings scored at once.
+        enrolled: Recordings of the same speaker, to standardise by that voice; None for none.
     """
+    if enrolled is not None:
+        profile = make_profile("speaker", [store.original[row] for row in enrolled], {})
+        mean, std = blend(profile, extractor.mean or (), extractor.std or ())
+        extractor = copy.deepcopy(extractor)
+        extractor.mean, extractor.std = mean.tolist(), std.tolist()
     recordings = RecordingSet(store, indices, extractor)
     order = sorted(
         range(len(recordings)), key=lambda item: recordings[item]["input_values"].shape[0]

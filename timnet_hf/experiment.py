@@ -10,12 +10,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .crossvalidation import CrossValidationError, Plan, cross_validate, read_folds, write_json
+from .output_folder import sole_use, told_when_full
+from .ranks import is_first, world_size
 from .recipes import Recipe
 
 if TYPE_CHECKING:
@@ -90,16 +92,42 @@ def train_to_folder(
 
     Raises:
         TrainingError: Nothing to resume, or what is there belongs to another training; checkpoints
-            of an unfinished training would be overwritten; a label without recordings.
+            of an unfinished training would be overwritten; another process trains there; a label
+            without recordings.
         AudioError: Recordings cannot be read.
-        OSError: The folder cannot be written to.
+        OSError: The folder cannot be written to, or the disk is full.
     """
+    from .training import TrainingError
+
+    output_dir = Path(output_dir)
+    if not is_first():  # another process claims the folder, and writes for all
+        return _train_to_folder(data, recipe, output_dir, seed, overrides, config, resume, "", None)
+    remedy = "free some space and go on with --resume: what was saved before is whole"
+    with sole_use(output_dir, TrainingError), told_when_full(output_dir, remedy):
+        # What a process that was killed left half-written beside the folder.
+        for stale in output_dir.parent.glob(f".{output_dir.name}.*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        return _train_to_folder(
+            data, recipe, output_dir, seed, overrides, config, resume, command, progress
+        )
+
+
+def _train_to_folder(
+    data: Data,
+    recipe: Recipe,
+    output_dir: Path,
+    seed: int,
+    overrides: dict[str, Any] | None,
+    config: dict[str, Any] | None,
+    resume: bool,
+    command: str,
+    progress: Progress | None,
+) -> Path:
     from .feature_store import compute_features
     from .hub import save_model_folder
     from .provenance import versions
     from .training import ProgressReport, build_arguments, build_extractor, train
 
-    output_dir = Path(output_dir)
     started = datetime.now(timezone.utc)
     clock = time.perf_counter()
     checkpoints = output_dir / "trainer"
@@ -110,12 +138,13 @@ def train_to_folder(
         {
             "save_strategy": "epoch",
             "save_total_limit": 2,
-            "disable_tqdm": progress is not None,
+            "disable_tqdm": progress is not None or not is_first(),
             **(overrides or {}),
         },
     )
     fixed = {"recipe": recipe.to_dict(), "config": config or {}, "seed": seed, "data": data.sha256}
-    _claim_checkpoints(checkpoints, fixed, resume)
+    if is_first():
+        _claim_checkpoints(checkpoints, fixed, resume)
     extractor = build_extractor(recipe, data.corpus)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
@@ -131,10 +160,12 @@ def train_to_folder(
         resume=resume,
         callbacks=[ProgressReport(shown)] if shown else [],
     )
+    if not is_first():
+        return output_dir
     record = {
         "corpus": data.name,
         "recipe": recipe.to_dict(),
-        "overrides": overrides or {},
+        "overrides": _without_secrets(overrides or {}),
         "config": config or {},
         "seed": seed,
         "labels": store.label_names,
@@ -151,9 +182,17 @@ def train_to_folder(
     return output_dir
 
 
+def _without_secrets(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Records go public; tokens that were given as training arguments do not."""
+    return {
+        name: "not recorded" if "token" in name and value else value
+        for name, value in overrides.items()
+    }
+
+
 def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> None:
     """Note whose checkpoints will lie in a folder; never mix those of two trainings."""
-    from .training import TrainingError, newest_checkpoint
+    from .training import TrainingError, complete_checkpoints, newest_checkpoint
 
     note = folder / "training.json"
     fixed = json.loads(json.dumps(fixed, default=list))
@@ -165,11 +204,14 @@ def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> Non
                 f"{folder}: its checkpoints are of a training with another "
                 f"{', '.join(differing)}. Resume with the same, or choose another output folder."
             )
-    elif any(folder.glob("checkpoint-*")):
+    elif complete_checkpoints(folder):
         raise TrainingError(
             f"{folder}: holds checkpoints of an unfinished training. Go on with --resume, or "
             "remove them."
         )
+    else:
+        for torn in folder.glob("checkpoint-*"):  # killed while the first one was written
+            shutil.rmtree(torn)
     write_json(note, fixed)
 
 
@@ -186,12 +228,17 @@ def run_cross_validation(
     selection: str = "last-epoch",
     group_by: str | None = None,
     n_folds: int = 10,
+    test_data: Data | None = None,
+    calibration: int = 0,
     command: str = "",
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Train and judge one model a fold and seed, then write the report.
 
     The folds of ``kfold`` are the authors' for every seed: seeds change weights and augmentation.
+    With ``test_data`` there is one fold: learn from all of ``data``, be judged on all of that. It
+    takes the place of the protocol, and the run's folder is ``<corpus>/to-<test corpus>``.
+    With ``calibration`` each fold gets a temperature, fitted on so many inner folds.
 
     Returns:
         The run's folder and its report.
@@ -200,22 +247,39 @@ def run_cross_validation(
         ProtocolError: The folds cannot be made from these recordings.
         CrossValidationError: The folder holds a run with another configuration.
     """
+    from .calibration import INNER_FOLDS
     from .feature_store import compute_features
-    from .protocols import make_folds
+    from .joined_corpora import cross_corpus_fold
+    from .protocols import inner_folds, make_folds
     from .reporting import write_report
     from .training import build_extractor
 
     if not seeds:
         raise CrossValidationError("No seed. Ask for at least one.")
-    folds = make_folds(
-        data.dataset, protocol, corpus=data.corpus, n_folds=n_folds, group_by=group_by
-    )
+    if world_size() > 1:
+        raise CrossValidationError("Folds are trained side by side with --jobs, not by a launcher.")
+    corpus = data.name
+    if test_data is not None:
+        data, fold = cross_corpus_fold(data, test_data)
+        protocol, folds = fold.name, [fold]
+    else:
+        folds = make_folds(
+            data.dataset, protocol, corpus=data.corpus, n_folds=n_folds, group_by=group_by
+        )
+
+    if calibration:
+        folds = [
+            replace(
+                fold, inner=tuple(inner_folds(data.dataset, fold.train, INNER_FOLDS)[:calibration])
+            )
+            for fold in folds
+        ]
 
     def folds_of(_seed: int) -> list[Fold]:
         return folds
 
     plan = Plan(
-        corpus=data.name,
+        corpus=corpus,
         protocol=protocol,
         recipe=recipe,
         data_sha256=data.sha256,
@@ -224,6 +288,7 @@ def run_cross_validation(
         config=config,
         arguments=overrides,
         selection=selection,
+        calibration=calibration,
         shown_fold=folds[0].name,
         command=command,
     )
@@ -234,7 +299,8 @@ def run_cross_validation(
     folder = cross_validate(
         plan, store, extractor, folds_of, results, jobs=jobs, progress=_named(progress, "folds")
     )
-    return folder, write_report(folder, plan, read_folds(folder, plan, folds_of))
+    with told_when_full(folder, "free some space and run the command again: all folds are kept"):
+        return folder, write_report(folder, plan, read_folds(folder, plan, folds_of))
 
 
 def with_ablation(name: str | None) -> tuple[str, dict[str, Any]]:

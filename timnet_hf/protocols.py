@@ -57,11 +57,13 @@ class Fold:
         name: Unique within its protocol, fit for a file name: "fold-01", "speaker-03" …
         train: Row numbers to learn from, ascending, int64 of shape (n,).
         test: Row numbers to be judged on, ascending, int64 of shape (m,).
+        inner: Splits of ``train``, to calibrate on.
     """
 
     name: str
     train: np.ndarray
     test: np.ndarray
+    inner: tuple[Fold, ...] = ()
 
 
 def make_folds(

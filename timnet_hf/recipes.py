@@ -29,6 +29,9 @@ class Augmentation:
         mixup_alpha: Parameter of the Beta distribution the mixing weight is drawn from.
         mask_frames: Longest run of frames set to the training mean, once a recording.
         mask_coefficients: Most neighbouring coefficients set to the training mean.
+        tempo: Largest relative change of a recording's pace at unchanged pitch, 0 to below 1.
+        speaker_share: Share of recordings standardised over their own speaker's frames, not over
+            all speakers': this is what prepares a model for enrolled speakers.
     """
 
     speeds: tuple[float, ...] = (1.0,)
@@ -38,6 +41,8 @@ class Augmentation:
     mixup_alpha: float = 0.4
     mask_frames: int = 0
     mask_coefficients: int = 0
+    tempo: float = 0.0
+    speaker_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Recipe:
     Attributes:
         name: What reports and training records call it.
         preset: Feature preset, see :mod:`timnet_hf.feature_extraction_timnet`.
+        features: Keyword arguments of :class:`timnet_hf.TimNetFeatureExtractor` beside the preset.
         config: Keyword arguments of :class:`timnet_hf.TimNetConfig`.
         arguments: Keyword arguments of :class:`transformers.TrainingArguments`.
         augmentation: Random changes to the training recordings.
@@ -56,6 +62,7 @@ class Recipe:
 
     name: str
     preset: str
+    features: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     augmentation: Augmentation = Augmentation()

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .crossvalidation import Plan, write_json
+from .crossvalidation import ENROLMENT_COUNTS, Plan, write_json
 from .evaluation import softmax, uar, war
+from .output_folder import in_one_step
 
 BOOTSTRAP_ROUNDS = 1000
 CALIBRATION_BINS = 15
@@ -80,18 +82,61 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         "fusion_weights": np.round(np.mean([f["fusion_weights"] for f in folds], 0), 4).tolist(),
         "wall_time_seconds": round(sum(fold["seconds"] for fold in folds)),
         "command": plan.command,
+        "has_map": any("tsne" in fold for fold in folds),
     }
+    if all("temperature" in fold for fold in folds):
+        raw = [
+            _pool([{**record, "temperature": 1.0} for record in records])
+            for records in by_seed.values()
+        ]
+        report["temperature"] = _mean([fold["temperature"] for fold in folds], 3)
+        report["ece_uncalibrated"] = _mean(
+            [expected_calibration_error(values[2], values[0]) for values in raw], 4
+        )
+    if all("enrolled" in fold for fold in folds):
+        report["enrolled"] = {}
+        for count in ENROLMENT_COUNTS:
+            known = [_pool(_adapted(records, count)) for records in by_seed.values()]
+            report["enrolled"][count] = {
+                "uar": _mean([uar(values[0], values[1]) for values in known]),
+                "war": _mean([war(values[0], values[1]) for values in known]),
+            }
     report["beats_baseline"] = report["uar"]["pooled"] > report["baseline"]["uar"]
     return report
 
 
 def write_report(folder: Path, plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write report.json, report.md and the plots beside the folds; return the report."""
+    """Write report.json, report.md and the plots beside the folds; return the report.
+
+    Where the folds were scored with enrolled speakers too, a second report goes into the folder
+    beside, whose name ends in ``-adapted``.
+    """
+    if all("enrolled" in fold for fold in folds):
+        adapted = replace(plan, variant="-".join(filter(None, (plan.variant, "adapted"))))
+        _write(folder.with_name(adapted.name), adapted, _adapted(folds, "all"))
+    return _write(folder, plan, folds)
+
+
+def _write(folder: Path, plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
     report = build_report(plan, folds)
+    folder.mkdir(parents=True, exist_ok=True)
     _plot_all(folder, report, folds)
-    (folder / "report.md").write_text(render_report(report), encoding="utf-8")
+    with in_one_step(folder / "report.md") as temporary:
+        temporary.write_text(render_report(report), encoding="utf-8")
     write_json(folder / "report.json", report)
     return report
+
+
+def _adapted(folds: list[dict[str, Any]], count: str) -> list[dict[str, Any]]:
+    """The folds as they were scored with so many recordings of each voice enrolled."""
+    adapted = []
+    for fold in folds:
+        logits = fold["enrolled"][count]
+        references, predictions = np.array(fold["references"]), np.argmax(logits, 1)
+        figures = {"uar": uar(references, predictions), "war": war(references, predictions)}
+        kept = {key: value for key, value in fold.items() if key not in ("enrolled", "tsne")}
+        adapted.append({**kept, "logits": logits, **figures})
+    return adapted
 
 
 def render_report(report: dict[str, Any]) -> str:
@@ -121,7 +166,12 @@ def render_report(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"TIM-Net {verdict} the plain SVC. Macro F1 {report['macro_f1']:.2f} %, expected "
-        f"calibration error {report['ece']:.3f}.",
+        f"calibration error {report['ece']:.3f}"
+        + (
+            f" at temperature {report['temperature']:.2f} ({report['ece_uncalibrated']:.3f} at 1)."
+            if "temperature" in report
+            else "."
+        ),
         "",
         "| label | recall % |",
         "|---|---|",
@@ -135,7 +185,20 @@ def render_report(report: dict[str, Any]) -> str:
             *(f"| {name} | {value:.1f} |" for name, value in report["per_speaker"].items()),
             "",
         ]
-    plots = ("confusion", "reliability", "fusion_weights", "tsne")
+    if "enrolled" in report:
+        lines += [
+            "| recordings of the voice enrolled | UAR % | WAR % |",
+            "|---|---|---|",
+            f"| none | {report['uar']['pooled']:.2f} | {report['war']['pooled']:.2f} |",
+            *(
+                f"| {count} | {value['uar']:.2f} | {value['war']:.2f} |"
+                for count, value in report["enrolled"].items()
+            ),
+            "",
+        ]
+    plots = ["confusion", "reliability", "fusion_weights"]
+    if report.get("has_map"):
+        plots.append("tsne")
     return "\n".join(lines + [f"![{name}]({name}.png)" for name in plots]) + "\n"
 
 
@@ -145,7 +208,11 @@ def _pool(records: list[dict[str, Any]]) -> tuple[Any, ...]:
     logits = np.concatenate([record["logits"] for record in records])
     speakers = [name for record in records for name in record["speakers"]]
     baseline = np.concatenate([record["baseline_predictions"] for record in records])
-    return references, logits.argmax(1), softmax(logits), speakers, baseline
+    # A fold without a temperature is left as it is.
+    scaled = np.concatenate(
+        [np.array(record["logits"]) / record.get("temperature", 1.0) for record in records]
+    )
+    return references, logits.argmax(1), softmax(scaled), speakers, baseline
 
 
 def _figures(metric: Any, by_seed: dict[int, Any], pooled: dict[int, Any]) -> dict[str, Any]:

@@ -22,8 +22,11 @@ __all__ = [
     "PUBLISHED",
     "Published",
     "ResultsError",
+    "fill_benchmark",
     "fill_markers",
     "load_reports",
+    "protocol_title",
+    "render_benchmark",
     "render_reports",
     "render_results_table",
 ]
@@ -42,11 +45,24 @@ PROTOCOL_NOTES = {
     "loto": "no test sentence is in training; speakers are",
     "kfold": "recordings are dealt out at random, so test speakers and sentences are in training",
 }
+#: Protocols of this prefix name the corpus that a model trained on all of this one was judged on.
+CROSS_CORPUS = "to-"
 NOTHING_MEASURED = "Nothing has been measured yet."
 
 _MARKERS = re.compile(
     r"(<!-- results:begin(?: (?P<corpus>\w+))? -->\n).*?(<!-- results:end -->)", re.DOTALL
 )
+_BENCHMARK_MARKERS = re.compile(
+    r"(<!-- benchmark:begin -->\n).*?(<!-- benchmark:end -->)", re.DOTALL
+)
+
+
+def protocol_title(protocol: str) -> str:
+    """What tables call a protocol."""
+    if protocol.startswith(CROSS_CORPUS):
+        name = protocol.removeprefix(CROSS_CORPUS)
+        return f"judged on {CORPORA[name].title if name in CORPORA else name}"
+    return PROTOCOL_TITLES.get(protocol, protocol)
 
 
 class ResultsError(ValueError):
@@ -218,7 +234,7 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for protocol in protocols:
-        title = PROTOCOL_TITLES.get(protocol, protocol)
+        title = protocol_title(protocol)
         measured = [report for report in reports if report["protocol"] == protocol]
         lines += [line for report in measured for line in _measured(title, report)]
         lines += [_published(title, row) for row in published if row.protocol == protocol]
@@ -281,3 +297,45 @@ def _all_tables(results_dir: str | os.PathLike[str]) -> str:
         mine = [report for report in reports if report["corpus"] == corpus]
         parts.append(f"### {title}\n\n{render_reports(corpus, mine)}")
     return "\n\n".join(parts) or NOTHING_MEASURED
+
+
+def render_benchmark(rows: list[dict[str, Any]]) -> str:
+    """Rows of measurements as a Markdown table."""
+    if not rows:
+        return "Nothing has been measured yet."
+    lines = [
+        "| what | ours | other | the other is | times better | machine's limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = f"{_figure(row['ratio_min'])} to {_figure(row['ratio_max'])}"
+        limit = "–" if row["limit"] is None else _with_unit(row["limit"], row["unit"])
+        lines.append(
+            f"| {row['name']} | {_with_unit(row['ours'], row['unit'])} | "
+            f"{_with_unit(row['other'], row['unit'])} | {row['against']} | "
+            f"**{_figure(row['ratio_median'])}** ({spread}) | {limit} |"
+        )
+    return "\n".join(lines)
+
+
+def fill_benchmark(text: str, results_dir: str | os.PathLike[str]) -> str:
+    """Put the table of speed between ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``.
+
+    It is made from ``benchmark.json`` in the results folder and from nothing else.
+    """
+    path = Path(results_dir) / "benchmark.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return _BENCHMARK_MARKERS.sub(
+        lambda match: f"{match[1]}\n{render_benchmark(rows)}\n\n{match[2]}", text
+    )
+
+
+def _figure(value: float) -> str:
+    """Three digits, and thousands told apart."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _with_unit(value: float, unit: str) -> str:
+    return f"{_figure(value)} {unit}"

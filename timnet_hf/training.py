@@ -28,7 +28,9 @@ from .configuration_timnet import TimNetConfig
 from .feature_extraction_timnet import TimNetFeatureExtractor
 from .feature_store import FeatureStore
 from .modeling_timnet import TimNetForAudioClassification
+from .ranks import rank, share, world_size
 from .recipes import Augmentation, Recipe
+from .speaker_timnet import blend, make_profile
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class RecordingSet(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, store: FeatureStore, indices: Rows, extractor: TimNetFeatureExtractor):
         self.indices = [int(index) for index in indices]
         self.extractor = extractor
+        self.speakers = [store.speakers[index] for index in self.indices]
         self.features = {
             speed: [extractor.normalize(torch.from_numpy(values[index])) for index in self.indices]
             for speed, values in store.features.items()
@@ -85,10 +88,11 @@ class AugmentedSet(RecordingSet):
         self.speeds = [speed for speed in sorted(self.features) if speed in augmentation.speeds]
         classes = self.targets.shape[1]
         self.targets = self.targets * (1 - label_smoothing) + label_smoothing / classes
+        self.adaptations = self._adaptations(store) if augmentation.speaker_share else {}
 
     def __getitems__(self, items: list[int]) -> list[dict[str, torch.Tensor]]:
         """One augmented batch; torch's loader calls this with all of its indices at once."""
-        clips = [self._perturb(self._choose(item)) for item in items]
+        clips = [self._perturb(self._adapt(item, self._choose(item))) for item in items]
         targets = self.targets[items]
         if self.augmentation.mixup and len(items) > 1:
             clips, targets = self._mix(clips, targets)
@@ -107,9 +111,39 @@ class AugmentedSet(RecordingSet):
                 clip = clip[start : start + longest]
         return clip
 
+    def _adaptations(self, store: FeatureStore) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """For each speaker: how to get from the common standardisation to the speaker's own."""
+        rows: dict[str | None, list[int]] = {}
+        for speaker, index in zip(self.speakers, self.indices, strict=True):
+            rows.setdefault(speaker, []).append(index)
+        if None in rows:
+            raise TrainingError(
+                "The recipe standardises by speaker, but some recordings' speakers are not known. "
+                "Name them, or set speaker_share to 0."
+            )
+        common, spread = np.asarray(self.extractor.mean), np.asarray(self.extractor.std)
+        adaptations = {}
+        for speaker, chosen in rows.items():
+            profile = make_profile(str(speaker), [store.original[row] for row in chosen], {})
+            mean, std = blend(profile, common, spread)
+            pair = (torch.from_numpy(spread / std), torch.from_numpy((common - mean) / std))
+            adaptations[str(speaker)] = (pair[0].float(), pair[1].float())
+        return adaptations
+
+    def _adapt(self, item: int, clip: torch.Tensor) -> torch.Tensor:
+        """Standardise a share of the recordings over their own speaker's frames."""
+        share = self.augmentation.speaker_share
+        if not share or _rand() >= share:
+            return clip
+        scale, shift = self.adaptations[str(self.speakers[item])]
+        return clip * scale + shift
+
     def _perturb(self, clip: torch.Tensor) -> torch.Tensor:
-        """Add a random offset to each coefficient; blank out a run of frames and coefficients."""
+        """Change the pace, add an offset to each coefficient, blank out frames and coefficients."""
         choice = self.augmentation
+        if choice.tempo:
+            frames = max(1, round(clip.shape[0] * (1 + choice.tempo * (2 * _rand() - 1))))
+            clip = F.interpolate(clip.T[None], size=frames, mode="linear").squeeze(0).T
         frames, size = clip.shape
         if choice.offset_std:
             clip = clip + choice.offset_std * torch.randn(size)
@@ -146,6 +180,10 @@ class AugmentedSet(RecordingSet):
 
 def _randint(high: int) -> int:
     return int(torch.randint(high, ()))
+
+
+def _rand() -> float:
+    return float(torch.rand(()))
 
 
 def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -194,7 +232,7 @@ class Trained:
 
 def build_extractor(recipe: Recipe, corpus: str | None = None) -> TimNetFeatureExtractor:
     """The recipe's feature extractor, without normalisation statistics."""
-    return TimNetFeatureExtractor.from_preset(recipe.preset, corpus=corpus)
+    return TimNetFeatureExtractor.from_preset(recipe.preset, corpus=corpus, **recipe.features)
 
 
 def build_model(
@@ -211,10 +249,23 @@ def build_model(
     )
 
 
+class TokenlessArguments(TrainingArguments):
+    """TrainingArguments that forget the access token when they are stored.
+
+    The Trainer writes its arguments beside every checkpoint, and pushes them with the model.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "hub_token": None}
+
+
 def build_arguments(
     recipe: Recipe, output_dir: str | Path, seed: int, overrides: dict[str, Any] | None = None
 ) -> TrainingArguments:
-    """The recipe's TrainingArguments; ``overrides`` win."""
+    """The recipe's TrainingArguments; ``overrides`` win.
+
+    The recipe's batch is that of all processes that train together.
+    """
     values: dict[str, Any] = {
         "output_dir": str(output_dir),
         "seed": seed,
@@ -225,9 +276,12 @@ def build_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        "ddp_find_unused_parameters": False,
         **recipe.arguments,
     }
-    return TrainingArguments(**{**values, **(overrides or {})})
+    if "per_device_train_batch_size" in values:
+        values["per_device_train_batch_size"] = share(values["per_device_train_batch_size"])
+    return TokenlessArguments(**{**values, **(overrides or {})})
 
 
 def train(
@@ -281,19 +335,39 @@ def train(
         model.num_parameters(),
         arguments.num_train_epochs,
     )
+    if arguments.push_to_hub:  # what is pushed has to load where this package is not installed
+        from .model_folder import make_portable
+
+        make_portable(model, extractor)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
         compute_loss_func=SoftTargetLoss(weights),
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *([OwnChance()] if world_size() > 1 else [])],
+        processing_class=extractor if arguments.push_to_hub else None,
     )
     if arguments.disable_tqdm:  # then the Trainer prints instead, among our own output
         trainer.remove_callback(PrinterCallback)
     newest = newest_checkpoint(str(arguments.output_dir)) if resume else None
     trainer.train(resume_from_checkpoint=newest)
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()  # each process writes its part of a checkpoint
     return Trained(model.eval(), extractor, trainer.state.log_history, trainer.state.epoch or 0.0)
+
+
+class OwnChance(TrainerCallback):
+    """Gives each process that trains along its own random numbers.
+
+    All start from the same seed, for equal weights and an equal order of recordings. With the same
+    numbers behind that, they would change different recordings in the same way.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move on to numbers that no other process has."""
+        torch.manual_seed(args.seed + 1_000_003 * rank())
 
 
 class ProgressReport(TrainerCallback):
@@ -309,12 +383,8 @@ class ProgressReport(TrainerCallback):
         self.progress(state.global_step, state.max_steps, detail)
 
 
-def newest_checkpoint(folder: str | Path) -> str:
-    """The newest complete checkpoint in a folder; one that was being written does not count.
-
-    Raises:
-        TrainingError: There is none.
-    """
+def complete_checkpoints(folder: str | Path) -> dict[int, str]:
+    """The checkpoints in a folder that were written to their end: step → path."""
     found = {}
     for path in Path(folder).glob("checkpoint-*"):
         try:  # the Trainer writes this file last
@@ -322,6 +392,16 @@ def newest_checkpoint(folder: str | Path) -> str:
             found[int(path.name.partition("-")[2])] = str(path)
         except (OSError, ValueError):
             continue
+    return found
+
+
+def newest_checkpoint(folder: str | Path) -> str:
+    """The newest complete checkpoint in a folder; one that was being written does not count.
+
+    Raises:
+        TrainingError: There is none.
+    """
+    found = complete_checkpoints(folder)
     if not found:
         raise TrainingError(f"{folder}: no checkpoint to resume from. Train without --resume.")
     return found[max(found)]
@@ -329,6 +409,7 @@ def newest_checkpoint(folder: str | Path) -> str:
 
 __all__ = [
     "AugmentedSet",
+    "OwnChance",
     "ProgressReport",
     "RecordingSet",
     "Rows",
@@ -339,6 +420,7 @@ __all__ = [
     "build_extractor",
     "build_model",
     "collate",
+    "complete_checkpoints",
     "newest_checkpoint",
     "train",
 ]

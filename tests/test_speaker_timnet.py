@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Know the voice: profiles, what they are blended with, and what adapting does to the features."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from timnet_hf import TimNetFeatureExtractor
+from timnet_hf.speaker_timnet import (
+    PRIOR_FRAMES,
+    SpeakerError,
+    SpeakerProfile,
+    blend,
+    make_profile,
+)
+
+
+def noise(seed: int, seconds: float = 1.0) -> np.ndarray:
+    samples = np.random.default_rng(seed).standard_normal(int(16_000 * seconds))
+    return (0.1 * samples).astype("float32")
+
+
+@pytest.fixture
+def extractor():
+    return TimNetFeatureExtractor(mean=[1.0] * 39, std=[2.0] * 39)
+
+
+def test_a_profile_is_mean_and_deviation_over_all_frames_of_all_recordings():
+    clips = [np.random.default_rng(seed).normal(3, 2, (50, 4)) for seed in range(3)]
+    profile = make_profile("anna", clips, {})
+    frames = np.concatenate(clips)
+    assert profile.frames == 150 and profile.recordings == 3
+    assert np.allclose(profile.mean, frames.mean(0), atol=1e-6)
+    assert np.allclose(profile.std, frames.std(0), atol=1e-6)
+
+
+def test_few_frames_weigh_little_and_many_weigh_all():
+    def blended(frames):
+        return blend(SpeakerProfile("a", [10.0], [3.0], frames, 1, {}), [0.0], [1.0])
+
+    mean, std = blended(PRIOR_FRAMES)
+    assert np.allclose(mean, 5) and np.allclose(std, np.sqrt((9 + 1) / 2))
+    assert blended(1)[0] < 0.1 and blended(10**7)[0] > 9.99
+
+
+def test_a_profile_survives_its_file_and_holds_no_sound(extractor, tmp_path):
+    profile = extractor.describe_speaker("anna", [noise(0), noise(1)])
+    path = tmp_path / "anna.json"
+    profile.save(path)
+    assert SpeakerProfile.load(path) == profile
+    assert path.stat().st_size < 5_000 and [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_adapting_standardises_by_the_voice_and_leaves_the_original_alone(extractor):
+    clips = [noise(seed, 20) for seed in range(3)]
+    adapted = extractor.adapted_to(extractor.describe_speaker("anna", clips))
+    features = adapted(clips[0], sampling_rate=16_000)["input_values"][0]
+    assert np.abs(features.mean(0)).max() < 0.2 and abs(features.std(0).mean() - 1) < 0.2
+    assert extractor.mean == [1.0] * 39 and extractor.std == [2.0] * 39
+
+
+def test_adapting_takes_a_file_a_dictionary_or_a_profile(extractor, tmp_path):
+    profile = extractor.describe_speaker("anna", [noise(0)])
+    profile.save(tmp_path / "anna.json")
+    values = json.loads((tmp_path / "anna.json").read_text())
+    wanted = extractor.adapted_to(profile).mean
+    assert extractor.adapted_to(values).mean == wanted
+    assert extractor.adapted_to(tmp_path / "anna.json").mean == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"name": "a", "mean": [0], "std": [0], "frames": 5, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": [0], "std": [1, 1], "frames": 5, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": [NaN], "std": [1], "frames": 5, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": [0], "std": [1], "frames": 0, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": "x", "std": [1], "frames": 5, "recordings": 1, "features": {}}',
+    ],
+)
+def test_what_is_no_profile_is_named_and_refused(text, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    with pytest.raises(SpeakerError, match=r"broken\.json.*timnet enroll"):
+        SpeakerProfile.load(path)
+
+
+def test_a_profile_of_other_features_is_refused(extractor):
+    profile = TimNetFeatureExtractor(hop_length=160).describe_speaker("anna", [noise(0)])
+    with pytest.raises(SpeakerError, match="another hop_length"):
+        extractor.adapted_to(profile)
+
+
+def test_a_model_without_statistics_cannot_be_adapted(extractor):
+    profile = extractor.describe_speaker("anna", [noise(0)])
+    with pytest.raises(SpeakerError, match="does not standardise"):
+        TimNetFeatureExtractor().adapted_to(profile)
+
+
+def test_no_recording_makes_no_profile(extractor):
+    with pytest.raises(SpeakerError, match="Give at least one"):
+        extractor.describe_speaker("anna", [])

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Confidence that means something: a temperature, fitted on speakers held out of training.
+
+Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017. The recipe
+is trained once more with some of the *training* speakers left out, and the temperature is what
+makes their labels most likely. Nothing of a test fold has a part in it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .protocols import Fold
+from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from .feature_extraction_timnet import TimNetFeatureExtractor
+    from .feature_store import FeatureStore
+
+#: Into how many parts the training speakers are divided; each inner fold leaves one part out.
+INNER_FOLDS = 4
+_CANDIDATES = np.geomspace(0.05, 20, 1200)  # neighbours differ by half a percent
+
+
+def fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
+    """The temperature, 0.05 to 20, under which the references are most likely.
+
+    Args:
+        logits: (recordings, num_labels).
+        references: (recordings,) class indices.
+    """
+    from .evaluation import softmax
+
+    rows = np.arange(len(references))
+    losses = [
+        -np.log(np.maximum(softmax(logits, candidate)[rows, references], 1e-12)).mean()
+        for candidate in _CANDIDATES
+    ]
+    return round(float(_CANDIDATES[int(np.argmin(losses))]), 4)
+
+
+def inner_temperature(
+    store: FeatureStore,
+    inner: Sequence[Fold],
+    recipe: Recipe,
+    extractor: TimNetFeatureExtractor,
+    seed: int,
+    config: dict[str, Any] | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> float:
+    """Train the recipe on each inner fold and fit one temperature to what was left out.
+
+    Raises:
+        TrainingError: A label has no recording in an inner fold.
+    """
+    from .evaluation import score
+    from .training import build_arguments, train
+
+    logits, references = [], []
+    for fold in inner:
+        with tempfile.TemporaryDirectory(prefix="timnet-inner-") as scratch:
+            quiet = {"disable_tqdm": True, "logging_strategy": "no", **(overrides or {})}
+            arguments = build_arguments(recipe, scratch, seed, quiet)
+            trained = train(store, fold.train, recipe, extractor, arguments, config)
+        logits.append(score(trained.model, trained.extractor, store, fold.test)[0])
+        references.append(store.labels[fold.test])
+    return fit_temperature(np.concatenate(logits), np.concatenate(references))
+
+
+__all__ = ["INNER_FOLDS", "fit_temperature", "inner_temperature"]

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``timnet enroll``: know a voice from some recordings of it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_common import ModelOption, say
+
+
+def enroll(
+    inputs: Annotated[list[Path], typer.Argument(help="Recordings of one voice, or folders.")],
+    name: Annotated[str, typer.Option("--name", help="What to call the voice.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The profile; by default NAME.json.")
+    ] = None,
+    model: ModelOption = None,
+) -> None:
+    """Keep a voice's feature statistics, for `timnet predict --speaker`; no labels needed."""
+    from .audio import AudioError, find_audio_files
+    from .prediction import enroll as make_profile
+    from .prediction import load_model
+
+    files = find_audio_files(inputs)
+    if not files:
+        raise AudioError(f"{', '.join(map(str, inputs))}: no recordings; give files or a folder")
+    _, extractor = load_model(model)
+    profile = make_profile(name, files, extractor)
+    path = output or Path(f"{Path(name).name or 'speaker'}.json")
+    profile.save(path)
+    seconds = profile.frames / extractor.frames_per_second
+    say(f"{path}: {profile.recordings} recording(s), {seconds:.1f} s of {name}'s voice")
+    say(f"try it: timnet predict --speaker {shlex.quote(str(path))} your.wav")
+
+
+__all__ = ["enroll"]

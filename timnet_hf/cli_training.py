@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``timnet train``, ``cross-validate`` and ``convert``: where models come from."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli_common import (
+    CorpusOption,
+    DataOption,
+    RecipeOption,
+    err,
+    out,
+    progress_bars,
+    say,
+    typed_command,
+)
+
+
+def train(
+    context: typer.Context,
+    data_dir: DataOption,
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Where the model goes.")],
+    corpus: CorpusOption = None,
+    recipe: RecipeOption = "default",
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Train a model; any flag of transformers.TrainingArguments may follow."""
+    from .experiment import load_data, train_to_folder
+    from .ranks import is_first
+    from .recipes import get_recipe
+
+    if is_first():  # of several processes under torchrun, one speaks
+        logging.getLogger("timnet_hf").setLevel(logging.INFO)
+    else:
+        out.quiet = err.quiet = True
+    chosen = get_recipe(recipe)
+    overrides = _training_flags(context.args)
+    data = load_data(data_dir, corpus)
+    say(f"{data.name}: {len(data.dataset)} recordings, recipe {recipe}, seed {seed}", err)
+    try:
+        with progress_bars() as progress:
+            folder = train_to_folder(
+                data,
+                chosen,
+                output_dir,
+                seed=seed,
+                overrides=overrides,
+                resume=resume,
+                command=typed_command(),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if any((output_dir / "trainer").glob("checkpoint-*")):
+            say(f"The last checkpoint is in {output_dir / 'trainer'}; go on with --resume.", err)
+        raise typer.Exit(130) from None
+    say(f"model in {folder}")
+    say(f"try it: timnet predict --model {shlex.quote(str(folder))} your.wav")
+
+
+def convert(
+    weights: Annotated[Path, typer.Argument(help="Keras checkpoint, .hdf5.")],
+    labels: Annotated[str, typer.Option(help="Labels in the order of the outputs: a,b,c.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Where the model goes.")],
+) -> None:
+    """Turn a Keras TIM-Net checkpoint into a model folder, without TensorFlow."""
+    from .conversion import convert_keras_checkpoint
+    from .hub import save_model_folder
+    from .provenance import versions
+
+    names = [name.strip() for name in labels.split(",") if name.strip()]
+    model, extractor = convert_keras_checkpoint(weights, names)
+    record = {
+        "corpus": None,
+        "converted_from": weights.name,
+        "labels": names,
+        "parameters": model.num_parameters(only_trainable=True),
+        "versions": versions(),
+        "command": typed_command(),
+    }
+    save_model_folder(output_dir, model, extractor, record)
+    say(f"model in {output_dir}")
+
+
+def cross_validate(
+    data_dir: DataOption,
+    corpus: CorpusOption = None,
+    protocol: Annotated[
+        str, typer.Option(help="kfold, emobox, loso, loto, or group with --group-by.")
+    ] = "loso",
+    test_corpus: Annotated[
+        str | None,
+        typer.Option(help="Learn from all of --corpus, be judged on this one; no protocol then."),
+    ] = None,
+    recipe: RecipeOption = "default",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Folds trained side by side.")] = 1,
+    ablation: Annotated[
+        str | None,
+        typer.Option(help="no-backward, no-multi-scale, no-dynamic-fusion or plain-tcn."),
+    ] = None,
+    select: Annotated[
+        str, typer.Option(help="last-epoch; best-on-test leaks and is labelled so.")
+    ] = "last-epoch",
+    calibrate: Annotated[
+        int, typer.Option(min=0, max=4, help="Inner folds to fit each fold's temperature on.")
+    ] = 0,
+    group_by: Annotated[str | None, typer.Option(help="Column of the group protocol.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of kfold and group.")] = 10,
+    results: Annotated[Path, typer.Option(help="Where reports go.")] = Path("results"),
+) -> None:
+    """Train and judge one model a fold; write a report."""
+    from .crossvalidation import SELECTIONS, CrossValidationError
+    from .experiment import load_data, run_cross_validation, with_ablation
+    from .recipes import get_recipe
+
+    chosen = get_recipe(recipe)
+    variant, config = with_ablation(ablation)
+    if select not in SELECTIONS:
+        raise CrossValidationError(f"Unknown --select {select!r}: {', '.join(SELECTIONS)}.")
+    data = load_data(data_dir, corpus)
+    with progress_bars() as progress:
+        folder, report = run_cross_validation(
+            data,
+            chosen,
+            protocol,
+            results,
+            seeds=range(seeds),
+            jobs=jobs,
+            variant=variant,
+            config=config,
+            selection=select,
+            calibration=calibrate,
+            group_by=group_by,
+            n_folds=folds,
+            test_data=load_data(data_dir, test_corpus) if test_corpus else None,
+            command=typed_command(),
+            progress=progress,
+        )
+    for name in ("uar", "war"):
+        value, baseline = report[name]["pooled"], report["baseline"][name]
+        say(f"{name.upper()} {value:.2f} %  (plain SVC {baseline:.2f} %)")
+    say(f"report in {folder}")
+
+
+def _training_flags(arguments: list[str]) -> dict[str, Any]:
+    """The TrainingArguments that were given on the command line, and only those."""
+    if not arguments:
+        return {}
+    import argparse
+
+    from transformers import HfArgumentParser, TrainingArguments
+
+    flags: Any = TrainingArguments
+    parser = HfArgumentParser(
+        flags,
+        prog="timnet train",
+        usage="timnet train --data-dir DIR --output-dir DIR [flags of TrainingArguments]",
+        allow_abbrev=False,
+    )
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        action.required = False
+    return vars(parser.parse_args([_flag(argument) for argument in arguments]))
+
+
+def _flag(argument: str) -> str:
+    """Both --learning-rate and --learning_rate are understood."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value
+
+
+__all__ = ["convert", "cross_validate", "train"]
