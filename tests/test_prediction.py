@@ -163,11 +163,11 @@ class TestLongRecordings:
         path = write(tmp_path / "long.wav", np.full(70 * 22_050, 0.1), 22_050)
         sizes = []
 
-        def seen(waveform: np.ndarray, *_: Any) -> tuple[np.ndarray, int]:
-            sizes.append(len(waveform))
-            return np.full(len(LABELS), 0.25), 1
+        def seen(_: Any, waveforms: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            sizes.extend(map(len, waveforms))
+            return np.full((1, len(LABELS)), 0.25), np.ones(1)
 
-        monkeypatch.setattr(prediction, "_probabilities", seen)
+        monkeypatch.setattr(prediction.TorchScorer, "score", seen)
 
         assert only(path, (model[0], extractor)).duration == 70
         assert sizes == [110_000] * 14 + [70 * 22_050 - 14 * 110_000]
@@ -279,6 +279,27 @@ class TestLoadModel:
     def test_a_repository_that_cannot_be_reached(self) -> None:
         with pytest.raises(ModelError, match="^org/timnet: cannot be loaded .*or a Hub id.$"):
             load_model("org/timnet")
+
+    def test_a_checkpoint_of_another_type_scores_like_any(self, folder: Path, tmp_path: Path):
+        other = shutil.copytree(folder, tmp_path / "double")
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "dtype": "float64"}))
+        model, _ = load_model(other)
+        assert model.dtype == torch.float32
+
+    def test_a_shipped_checkpoint_whose_weights_were_changed_is_refused(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shipped = shutil.copytree(folder, tmp_path / "random")
+        monkeypatch.setattr(prediction, "CHECKPOINTS", tmp_path)
+        assert resolve_model("random") == resolve_model(shipped) == str(shipped)
+        weights = shipped / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        for name in ("random", shipped):
+            with pytest.raises(ModelError, match="SHA-256 is .* says .*reinstall the package"):
+                load_model(name)
 
     def test_shipped_checkpoints_go_by_their_name(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch

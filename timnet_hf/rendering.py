@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,18 +62,13 @@ def _as_dict(prediction: Prediction, top_k: int) -> dict[str, object]:
 
 
 def _as_csv(predictions: Iterable[Prediction], console: Console) -> Iterator[bool]:
-    from .timeline_formats import spreadsheet_text
+    from .timeline_formats import csv_row
 
     labels: list[str] | None = None
     waiting: list[Prediction] = []
 
     def write(row: list[object]) -> None:
-        line = io.StringIO()
-        # With this line end, the writer puts quotes around a carriage return in a name too.
-        csv.writer(line, lineterminator="\r\n").writerow(
-            [spreadsheet_text(str(value)) for value in row]
-        )
-        console.file.write(_shown(line.getvalue().removesuffix("\r\n") + "\n", console))
+        console.file.write(_shown(csv_row(row), console))
         console.file.flush()
 
     def write_prediction(one: Prediction) -> None:

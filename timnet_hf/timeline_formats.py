@@ -20,14 +20,17 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
     from .modeling_timnet import TimNetForAudioClassification
+    from .prediction import Scorer
 
 __all__ = [
     "TIMELINE_FORMATS",
     "Timeline",
     "TimelineFormat",
+    "csv_row",
     "format_timelines",
     "spreadsheet_text",
     "timeline_files",
+    "timeline_recordings",
 ]
 
 
@@ -68,6 +71,17 @@ def timeline_files(
     paths: Iterable[str | os.PathLike[str]],
     model: TimNetForAudioClassification,
     extractor: TimNetFeatureExtractor,
+    **parameters: Any,
+) -> Iterator[Timeline]:
+    """Make the timelines of recordings with a network in PyTorch, see `timeline_recordings`."""
+    from .prediction import TorchScorer
+
+    return timeline_recordings(paths, TorchScorer(model, extractor), **parameters)
+
+
+def timeline_recordings(
+    paths: Iterable[str | os.PathLike[str]],
+    scorer: Scorer,
     *,
     batch_size: int = 16,
     **parameters: Any,
@@ -76,11 +90,9 @@ def timeline_files(
 
     Args:
         paths: The recordings. One that cannot be read becomes a timeline with its error.
-        model: Scores the windows.
-        extractor: Makes its features.
+        scorer: Scores the windows.
         batch_size: Windows that go through the model in one call.
-        **parameters: ``window``, ``hop`` and ``vad`` of
-            `timnet_hf.pipeline_timnet.TimNetTimelinePipeline`.
+        **parameters: ``window``, ``hop`` and ``vad`` of `timnet_hf.timeline_timnet.TimelineStream`.
 
     Yields:
         One timeline a path, in order.
@@ -90,17 +102,20 @@ def timeline_files(
         ImportError: ``vad="silero"`` is asked for and silero-vad is not installed.
     """
     from .audio import stream_audio
-    from .pipeline_timnet import TimNetTimelinePipeline
+    from .timeline_timnet import TimelineStream
 
-    pipeline = TimNetTimelinePipeline(
-        model=model, feature_extractor=extractor, device=model.device, **parameters
-    )
     for given in paths:
         path = os.fspath(given)
-        stream = pipeline.stream(batch_size=batch_size)
+        stream = TimelineStream(
+            lambda waveforms: scorer.score(waveforms)[0],
+            scorer.labels,
+            scorer.sampling_rate,
+            batch_size=batch_size,
+            **parameters,
+        )
         events: list[dict[str, Any]] = []
         try:
-            for block in stream_audio(path, extractor.sampling_rate):
+            for block in stream_audio(path, scorer.sampling_rate):
                 events += stream.feed(block)
             events += stream.finish()
         except (ValueError, OSError) as error:
@@ -175,11 +190,15 @@ def _csv(timelines: Sequence[Timeline]) -> str:
             rows.append(
                 [timeline.path, *times, event["label"], f"{event['score']:.6f}", *written, ""]
             )
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(
-        [spreadsheet_text(_text(value)) for value in row] for row in rows
-    )
-    return out.getvalue()
+    return "".join(csv_row([_text(value) for value in row]) for row in rows)
+
+
+def csv_row(values: Iterable[object]) -> str:
+    """One row of a CSV file, ending in a line feed; spreadsheets take no cell for a formula."""
+    line = io.StringIO()
+    # Only with its own line end does the writer put quotes around a lone carriage return too.
+    csv.writer(line).writerow([spreadsheet_text(str(value)) for value in values])
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def spreadsheet_text(text: str) -> str:
