@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network in the form that bulk scoring uses gives the network's own answers."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+from timnet_hf import TimNetConfig, TimNetForAudioClassification
+from timnet_hf.configuration_timnet import ABLATIONS
+from timnet_hf.folded_network import FoldedTimNet
+from timnet_hf.recipes import RECIPES
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "default recipe": RECIPES["default"].config,
+    "three taps": {"kernel_size": 3, "num_hidden_layers": 4},
+    "one tap": {"kernel_size": 1, "num_hidden_layers": 2},
+    "statistics, one stream": {"pooling": "statistics", "bidirectional": False},
+    "own temperature": {"temperature": 2.5, "apply_temperature": True},
+    **ABLATIONS,
+}
+
+
+def trained(**config: Any) -> TimNetForAudioClassification:
+    """A network whose every parameter and running statistic has been moved."""
+    torch.manual_seed(0)
+    model = TimNetForAudioClassification(TimNetConfig(num_labels=5, **config)).eval()
+    with torch.no_grad():
+        for values in [*model.parameters(), *model.buffers()]:
+            if values.is_floating_point():
+                values.add_(0.2 * torch.rand_like(values))
+    return model
+
+
+def clips(*lengths: int) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(length, 39) for length in lengths]
+
+
+@torch.inference_mode()
+def one_by_one(model: TimNetForAudioClassification, batch: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([model(clip[None]).logits for clip in batch])
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_answers_as_the_network_does_to_each_clip_alone(config: dict[str, Any]) -> None:
+    model = trained(**config)
+    batch = clips(1, 2, 7, 64, 90)
+
+    expected = one_by_one(model, batch)
+
+    assert float(expected.std()) > 0.01
+    torch.testing.assert_close(FoldedTimNet(model)(batch), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])
+def test_a_batch_may_hold_one_clip_or_equal_ones(lengths: tuple[int, ...]) -> None:
+    model = trained(**RECIPES["default"].config)
+    batch = clips(*lengths)
+
+    torch.testing.assert_close(
+        FoldedTimNet(model)(batch), one_by_one(model, batch), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_a_constant_input_does_not_drown_in_rounding() -> None:
+    """Deviations near zero are what single precision loses first."""
+    model = trained(**RECIPES["default"].config)
+    batch = [torch.full((frames, 39), 3.0) for frames in (80, 100)]
+
+    torch.testing.assert_close(
+        FoldedTimNet(model)(batch), one_by_one(model, batch), atol=1e-4, rtol=1e-5
+    )
+
+
+def test_leaves_model_and_clips_as_they_are() -> None:
+    model = trained()
+    weights = {name: values.clone() for name, values in model.state_dict().items()}
+    batch = clips(12, 9)
+    copies = [clip.clone() for clip in batch]
+
+    FoldedTimNet(model)(batch)
+
+    assert all(bool((model.state_dict()[name] == weights[name]).all()) for name in weights)
+    assert all(bool((one == other).all()) for one, other in zip(batch, copies, strict=True))
+
+
+def test_travels_to_other_processes() -> None:
+    model = trained()
+    folded = FoldedTimNet(model)
+    copy = pickle.loads(pickle.dumps(folded))
+
+    torch.testing.assert_close(copy(clips(20, 30)), folded(clips(20, 30)), atol=0, rtol=0)

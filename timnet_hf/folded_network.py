@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network once more, for scoring alone: the same answers, in a form a CPU likes.
+
+Nothing here learns, so whatever is affine is multiplied out beforehand: batch normalisation into
+the convolution before it; the scales' normalisation, the fusion, the classifier and the temperature
+into one matrix.
+
+A batch lies time-major, one matrix a stream, whose rows are ::
+
+    frame 0 of every clip, frame 1 of every clip, …          (streams, frames · clips, channels)
+
+Then a tap of a causal convolution is one matrix product of all rows, and its dilation a shift by
+whole rows: nothing is copied, padded or unfolded. Clips of a batch are about equally long. What
+fills up the shorter ones is set to zero once, behind the first layer; a block multiplies its input,
+so it stays zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from .modeling_timnet import TimNetForAudioClassification
+
+
+#: One matrix (streams, channels in, channels out) a tap, the newest frame's last, and the bias.
+Taps: TypeAlias = tuple[list[torch.Tensor], torch.Tensor]
+
+
+class FoldedTimNet:
+    """A trained TIM-Net as a handful of matrices.
+
+    Args:
+        model: The network; its weights are copied, and it is left as it is.
+
+    Example:
+        >>> import torch
+        >>> from timnet_hf import TimNetConfig, TimNetForAudioClassification
+        >>> model = TimNetForAudioClassification(TimNetConfig(num_labels=4)).eval()
+        >>> FoldedTimNet(model)([torch.zeros(50, 39), torch.zeros(52, 39)]).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, model: TimNetForAudioClassification):
+        config, network = model.config, model.timnet
+        self.streams = config.num_streams
+        self.statistics = config.pooling == "statistics"
+        self.pool_input = config.pool_input
+        self.multi_scale = config.multi_scale
+        with torch.no_grad():
+            self.embed = _taps(network.embed, self.streams)
+            layers: Any = [(block.layer1, block.layer2) for block in network.blocks]
+            self.blocks: list[list[tuple[int, Taps]]] = [
+                [(one.conv.dilation[0], _taps(one.conv, self.streams, one.norm)) for one in pair]
+                for pair in layers
+            ]
+            self.readout, self.offset = _readout(model)
+
+    @torch.inference_mode()
+    def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Score clips of similar length.
+
+        Args:
+            clips: Normalised features, (frames, input_size) each, at least one frame.
+
+        Returns:
+            Logits (clips, num_labels), as the network gives them for each clip alone.
+        """
+        lengths = torch.tensor([len(clip) for clip in clips])
+        longest, count = int(lengths.max()), len(clips)
+        views = pad_sequence(list(clips))[None]
+        if self.streams == 2:
+            mirrored = pad_sequence([clip.flip(0) for clip in clips])
+            views = torch.cat((views, mirrored[None]))
+        hidden = _convolve(views.flatten(1, 2), 1, self.embed)
+        mask = None
+        if int(lengths.min()) < longest:
+            valid = torch.arange(longest)[:, None] < lengths
+            mask = valid.to(hidden.dtype)[:, :, None]  # (frames, clips, 1)
+            hidden.unflatten(1, (longest, count)).mul_(mask)
+
+        def pool() -> torch.Tensor:
+            return self._pool(hidden.unflatten(1, (longest, count)), lengths[:, None], mask)
+
+        scales = [pool()] if self.pool_input else []
+        for index, layers in enumerate(self.blocks):
+            gate = hidden
+            for dilation, taps in layers:
+                gate = _convolve(gate, dilation * count, taps).relu_()
+            hidden = gate.sigmoid_().mul_(hidden)
+            if self.multi_scale or index == len(self.blocks) - 1:
+                scales.append(pool())
+        return torch.addmm(self.offset, torch.cat(scales, dim=1), self.readout)
+
+    def _pool(
+        self, hidden: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Pool (streams, frames, clips, channels) to (clips, pooled_size), see TimNetPooling."""
+        mean = hidden.sum(1) / lengths
+        if not self.statistics:
+            return mean.sum(0)
+        centred = hidden - mean[:, None]
+        change = hidden[:, 1:] - hidden[:, :-1]
+        if mask is not None:
+            centred.mul_(mask)
+            change.mul_(mask[1:])
+        deviation = (centred.square_().sum(1) / lengths + 1e-6).sqrt_()
+        change = change.abs_().sum(1) / (lengths - 1).clamp(min=1)
+        pooled = torch.stack((mean, deviation, change))  # (3, streams, clips, channels)
+        return pooled.permute(2, 0, 1, 3).flatten(1)
+
+
+def _taps(conv: nn.Conv1d, streams: int, norm: nn.BatchNorm1d | None = None) -> Taps:
+    """A grouped convolution, and the normalisation behind it, as one matrix a stream and tap."""
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    if norm is not None:
+        scale, shift = _affine(norm)
+        weight, bias = weight * scale[:, None, None], bias * scale + shift
+    matrices = weight.unflatten(0, (streams, -1)).permute(3, 0, 2, 1)
+    return [matrix.float().contiguous() for matrix in matrices], bias.view(streams, 1, -1).float()
+
+
+def _affine(norm: nn.BatchNorm1d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of a batch normalisation that no longer learns."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("A batch normalisation without running statistics cannot be folded.")
+    scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    return scale, norm.bias.double() - norm.running_mean.double() * scale
+
+
+def _readout(model: TimNetForAudioClassification) -> tuple[torch.Tensor, torch.Tensor]:
+    """All that comes after pooling, as a matrix (scales · pooled_size, labels) and an offset."""
+    config = model.config
+    fusion = model.timnet.fusion
+    if fusion.learned:
+        weights = fusion.weight.double()
+    else:
+        weights = torch.full((config.num_scales,), 1 / config.num_scales, dtype=torch.float64)
+    classifier = model.classifier.weight.double()  # (labels, pooled_size)
+    matrix = torch.einsum("s,lp->spl", weights, classifier).flatten(0, 1)
+    offset = model.classifier.bias.double()
+    if config.normalize_scales:
+        scale, shift = _affine(model.timnet.scale_norm)
+        offset = offset + shift @ matrix
+        matrix = scale[:, None] * matrix
+    if config.apply_temperature:
+        matrix, offset = matrix / config.temperature, offset / config.temperature
+    return matrix.float(), offset.float()
+
+
+def _convolve(rows: torch.Tensor, dilation: int, taps: Taps) -> torch.Tensor:
+    """Causal convolution of (streams, rows, channels); the dilation is counted in rows."""
+    (*older, newest), bias = taps
+    result = torch.baddbmm(bias, rows, newest)
+    for age, matrix in enumerate(reversed(older), start=1):
+        shift = age * dilation
+        if shift < rows.shape[1]:
+            result[:, shift:].baddbmm_(rows[:, :-shift], matrix)
+    return result
+
+
+__all__ = ["FoldedTimNet"]

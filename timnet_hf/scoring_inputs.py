@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is to be scored: a folder, a manifest or Parquet, as numbered shards of recordings.
+
+========================  =======================================================================
+a folder                  every recording below it, in natural order, as `find_audio_files` lists
+                          them; or, where it holds none, the Parquet files in it
+``.csv``, ``.jsonl``      a manifest: column ``path`` (or ``file_name``), relative to the manifest;
+                          all other columns are carried into the output, as text
+``.parquet``              a column of audio: content as ``struct<bytes, path>`` (how `datasets`
+                          stores it) or plain binary, or paths as text, relative to the Parquet
+                          file; all other columns of plain values are carried into the output
+========================  =======================================================================
+
+Folders and manifests are read once, as a stream, into a listing: a Parquet file whose row groups
+are the shards. Of Parquet that is given, a shard is one or more row groups; they are never split.
+Either way any worker can read any shard by itself, and nobody holds more than one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .audio import AUDIO_EXTENSIONS, natural_key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+#: Names of a manifest's column of recordings, and of a Parquet file's column of audio.
+PATH_COLUMNS = ("path", "file_name")
+AUDIO_COLUMNS = ("audio", *PATH_COLUMNS)
+
+_READ_ROWS = 8  # recordings of a Parquet file held at a time
+_BUFFER = 2**20
+
+
+class ScoringError(ValueError):
+    """Scoring cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One recording to score.
+
+    Attributes:
+        index: Its place in the input.
+        path: What the output calls it.
+        source: A file's name, a file's content, or None where the input has neither.
+    """
+
+    index: int
+    path: str
+    source: str | bytes | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Row groups ``groups[0]`` up to ``groups[1]`` of a table.
+
+    Attributes:
+        table: Which of the input's tables.
+        groups: The first row group, and the one behind the last.
+        first: Place of the first row in the whole input.
+        rows: How many there are.
+    """
+
+    table: int
+    groups: tuple[int, int]
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The whole input.
+
+    Attributes:
+        tables: Parquet files that are the input, or the listing that was made of it.
+        audio: Their column that holds the recordings.
+        carried: Their columns that go into the output.
+        shards: All rows of all tables, each in one shard.
+        sha256: Checksum of the input: names and the manifest's other columns; of Parquet that is
+            given, sizes and times. Of the recordings themselves it knows nothing.
+    """
+
+    tables: tuple[str, ...]
+    audio: str
+    carried: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        """Number of recordings."""
+        return sum(shard.rows for shard in self.shards)
+
+
+def open_inputs(
+    source: str | Path, listing: Path, shard_size: int, audio_column: str | None = None
+) -> Inputs:
+    """Find out what is to be scored.
+
+    Args:
+        source: A folder, a manifest, or Parquet.
+        listing: Where the listing of a folder or manifest is written.
+        shard_size: Recordings in a shard, about.
+        audio_column: Parquet's column of recordings; by default ``audio``, ``path``,
+            ``file_name``, or the only one that can be.
+
+    Raises:
+        ScoringError: There is no such input, it holds nothing, or cannot be understood.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise ScoringError(f"{source}: no such file or folder; check the path")
+    kind = source.suffix.lower()
+    if source.is_dir():
+        found = _recordings(source)
+        first = next(found, None)
+        tables = [] if first else sorted(source.glob("*.parquet"), key=natural_key)
+        if tables:
+            return _given(tables, shard_size, audio_column)
+        if first is None:
+            raise ScoringError(f"{source}: holds no recordings and no Parquet files")
+        rows: Iterable[dict[str, str | None]] = (
+            {"path": name} for name in itertools.chain([first], found)
+        )
+        columns, folder = ["path"], os.getcwd()
+    elif kind == ".parquet":
+        return _given([source], shard_size, audio_column)
+    elif kind in (".csv", ".jsonl", ".ndjson"):
+        columns, rows = _manifest(source, kind)
+        folder = os.path.abspath(source.parent)
+    else:
+        raise ScoringError(
+            f"{source}: not a manifest; give a folder, a .csv, .jsonl or .parquet file, or use "
+            "`timnet predict` for single recordings"
+        )
+    digest = _write_listing(rows, columns, folder, listing, shard_size)
+    inputs = _table_inputs([listing], "file", shard_size, digest)
+    if not inputs.rows:
+        raise ScoringError(f"{source}: holds no rows")
+    return inputs
+
+
+def read_items(inputs: Inputs, shard: Shard) -> Iterator[Item]:
+    """Read a shard's recordings one by one, in order."""
+    import pyarrow.parquet as pq
+
+    table = inputs.tables[shard.table]
+    columns = [inputs.audio, *(["path"] if "path" in inputs.carried else [])]
+    index = shard.first
+    with pq.ParquetFile(table, buffer_size=_BUFFER, pre_buffer=False) as file:
+        for batch in file.iter_batches(_READ_ROWS, range(*shard.groups), columns):
+            for row in batch.to_pylist():
+                source, inner = row[inputs.audio], None
+                if isinstance(source, dict):
+                    inner = source.get("path")
+                    source = source["bytes"] if source.get("bytes") is not None else inner
+                if inputs.audio == "file" and isinstance(source, bytes):
+                    source = os.fsdecode(source)  # a listing's names, whatever bytes they hold
+                elif isinstance(source, str):
+                    inner, source = inner or source, os.path.join(os.path.dirname(table), source)
+                path = row.get("path") if isinstance(row.get("path"), str) else inner
+                yield Item(index, path or f"{Path(table).name}#{index}", source or None)
+                index += 1
+
+
+def read_carried(inputs: Inputs, shard: Shard) -> pa.Table:
+    """Read the columns that go into the output as they are."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(inputs.tables[shard.table]) as file:
+        table = file.read_row_groups(range(*shard.groups), columns=list(inputs.carried))
+    return table.replace_schema_metadata(None)
+
+
+def _recordings(folder: Path) -> Iterator[str]:
+    """The order of `find_audio_files`, without holding more than one path's folders at a time."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        logger.warning("%r: cannot be listed (%s); left out", str(folder), error.strerror)
+        return
+    for entry in sorted(found, key=lambda entry: natural_key(entry.name)):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _recordings(folder / entry.name)
+        elif entry.name.lower().endswith(AUDIO_EXTENSIONS) and not entry.is_dir():
+            yield str(folder / entry.name)
+
+
+def _manifest(source: Path, kind: str) -> tuple[list[str], Iterator[dict[str, str | None]]]:
+    """Columns and rows of a manifest; the rows are read as they are asked for."""
+    try:
+        with source.open(encoding="utf-8-sig", newline="") as file:
+            if kind == ".csv":
+                columns = list(csv.DictReader(file).fieldnames or ())
+            else:  # a line may lack a key, so all of them have to be looked at
+                columns = list(
+                    dict.fromkeys(key for row in _json_rows(source, file) for key in row)
+                )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ScoringError(f"{source}: cannot be read as UTF-8 text ({error})") from None
+    named = next((name for name in PATH_COLUMNS if name in columns), None)
+    if named is None:
+        shown = ", ".join(map(str, columns)) or "none"
+        raise ScoringError(f"{source}: no column `path`; its columns are: {shown}")
+    if len(set(columns)) < len(columns):
+        raise ScoringError(f"{source}: two columns have the same name; rename one")
+
+    def rows() -> Iterator[dict[str, str | None]]:
+        with source.open(encoding="utf-8-sig", newline="") as file:
+            read: Any = csv.DictReader(file) if kind == ".csv" else _json_rows(source, file)
+            try:
+                for row in read:
+                    text = {name: _as_text(row.get(name)) for name in columns if name != named}
+                    yield {"path": _as_text(row.get(named)), **text}
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise ScoringError(f"{source}: cannot be read as UTF-8 text ({error})") from None
+
+    return ["path", *(name for name in columns if name != named)], rows()
+
+
+def _json_rows(source: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ScoringError(f"{source}: line {number} is not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise ScoringError(f"{source}: line {number} is not an object like {{'path': …}}")
+            yield row
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_listing(
+    rows: Iterable[dict[str, str | None]],
+    columns: Sequence[str],
+    folder: str,
+    listing: Path,
+    shard_size: int,
+) -> str:
+    """Write a row group a shard; return the checksum of all rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if "file" in columns:  # the listing's own column; the user's may not be lost over it
+        columns = [free_name(name, columns) if name == "file" else name for name in columns]
+    schema = pa.schema([("file", pa.binary()), *((name, pa.string()) for name in columns)])
+    digest = hashlib.sha256(json.dumps([folder, *columns]).encode())
+    temporary = listing.with_name(f".{listing.name}.tmp")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        rows = iter(rows)
+        while chunk := list(itertools.islice(rows, shard_size)):
+            table: list[dict[str, Any]] = []
+            for row in chunk:
+                values = dict(zip(columns, row.values(), strict=True))
+                digest.update(json.dumps(list(values.values())).encode())
+                file = _file_name(folder, values["path"])
+                # A name may hold bytes that are no text: the file is found by the bytes.
+                table.append({"file": file, **{key: _shown(text) for key, text in values.items()}})
+            writer.write_table(pa.Table.from_pylist(table, schema), row_group_size=shard_size)
+    os.replace(temporary, listing)
+    return digest.hexdigest()
+
+
+def _file_name(folder: str, path: str | None) -> bytes | None:
+    try:
+        return os.fsencode(os.path.abspath(os.path.join(folder, path))) if path else None
+    except UnicodeEncodeError:  # half a character: no file can be called that
+        return None
+
+
+def _shown(text: str | None) -> str | None:
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _given(tables: list[Path], shard_size: int, audio_column: str | None) -> Inputs:
+    """Parquet files as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    digest = hashlib.sha256()
+    schema = None
+    for path in tables:
+        status = path.stat()
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        try:
+            found = pq.read_schema(path).remove_metadata()
+        except (pa.ArrowException, OSError) as error:
+            raise ScoringError(f"{path}: not a Parquet file ({error})") from None
+        if schema is not None and not found.equals(schema):
+            raise ScoringError(f"{path}: its columns differ from those of {tables[0].name}")
+        schema = found
+    assert schema is not None
+    inputs = _table_inputs(
+        tables, _audio_column(tables[0], schema, audio_column), shard_size, digest.hexdigest()
+    )
+    if not inputs.rows:
+        raise ScoringError(f"{tables[0]}: holds no rows")
+    return inputs
+
+
+def _audio_column(table: Path, schema: pa.Schema, wanted: str | None) -> str:
+    import pyarrow.types as is_
+
+    def can_be(name: str) -> bool:
+        kind = schema.field(name).type
+        if is_.is_struct(kind):
+            return {"bytes", "path"} & {field.name for field in kind} != set()
+        return bool(_is_binary(kind) or is_.is_string(kind) or is_.is_large_string(kind))
+
+    names = list(schema.names)
+    if wanted is not None:
+        if wanted not in names or not can_be(wanted):
+            raise ScoringError(f"{table}: no column {wanted!r} of audio; it has {', '.join(names)}")
+        return wanted
+    for name in AUDIO_COLUMNS:
+        if name in names and can_be(name):
+            return name
+    found = [n for n in names if can_be(n) and not is_.is_string(schema.field(n).type)]
+    if len(found) != 1:
+        raise ScoringError(
+            f"{table}: which column is the audio? Name it with --audio-column; the columns are: "
+            + ", ".join(names)
+        )
+    return found[0]
+
+
+def _table_inputs(tables: Sequence[Path], audio: str, shard_size: int, digest: str) -> Inputs:
+    """Join neighbouring row groups up to the size of a shard."""
+    import pyarrow.parquet as pq
+
+    shards: list[Shard] = []
+    total = 0
+    for number, path in enumerate(tables):
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            start = rows = 0
+            for group in range(file.num_row_groups):
+                more = file.metadata.row_group(group).num_rows
+                if rows and rows + more > shard_size:
+                    shards.append(Shard(number, (start, group), total, rows))
+                    total, start, rows = total + rows, group, 0
+                rows += more
+            if rows:
+                shards.append(Shard(number, (start, file.num_row_groups), total, rows))
+                total += rows
+    carried = tuple(field.name for field in schema if field.name != audio and _is_plain(field.type))
+    paths = tuple(os.path.abspath(path) for path in tables)
+    return Inputs(paths, audio, carried, tuple(shards), digest)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    import pyarrow.types as is_
+
+    return bool(is_.is_binary(kind) or is_.is_large_binary(kind))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    import pyarrow.types as is_
+
+    return not (_is_binary(kind) or is_.is_nested(kind))
+
+
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """The name of a column, with ``input_`` before it as often as it is taken."""
+    taken = set(taken)
+    while name in taken:
+        name = f"input_{name}"
+    return name
+
+
+__all__ = [
+    "AUDIO_COLUMNS",
+    "PATH_COLUMNS",
+    "Inputs",
+    "Item",
+    "ScoringError",
+    "Shard",
+    "free_name",
+    "open_inputs",
+    "read_carried",
+    "read_items",
+]
