@@ -1,128 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure speed by ratio: each row times two sides alternately in this one process.
+"""Measure speed and memory by ratio, on one thread, and write results/benchmark.json.
 
-    python scripts/benchmark.py            writes results/benchmark.json
+python scripts/benchmark.py                     all rows but the slow one
+python scripts/benchmark.py --only training     the rows whose name has this in it
+python scripts/benchmark.py --slow --data-dir DATA    the slow one: time to train, on EMO-DB
 
-One thread. A synthetic clip of 2.73 s stands for a recording. The ratio is theirs over ours: above
-one, ours is faster.
+Each row is written as soon as it is measured, beside those of earlier runs; the README's table
+follows with `python scripts/update_tables.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("MKL_NUM_THREADS", "1")
+# Before numpy, torch and TensorFlow are loaded, which read them once.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
 
-import librosa
-import numpy as np
-import torch
-from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
+import torch  # noqa: E402
+from benchmark_processes import ROWS as PROCESS_ROWS  # noqa: E402
+from benchmark_rows import ROWS  # noqa: E402
+from benchmark_timing import merge_rows  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
-from timnet_hf import TimNetFeatureExtractor
-from timnet_hf.crossvalidation import write_json
-from timnet_hf.prediction import load_model
-from timnet_hf.provenance import versions
+from timnet_hf.provenance import versions  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-DURATION = 2.73
+TRAINING_TIME = "training until 70 % UAR on new voices"
+ALL = {**ROWS, **PROCESS_ROWS}
+ORDER = [*ROWS, TRAINING_TIME, *PROCESS_ROWS]
 
 
-def compare(
-    name: str, ours: Callable[[], Any], other: Callable[[], Any], against: str, rounds: int
-) -> dict[str, Any]:
-    """Time both sides turn by turn; medians of times and of ratios."""
-    times: dict[str, list[float]] = {"ours": [], "other": []}
-    for side in (ours, other):
-        side()  # what happens once only is not part of it
-    for _ in range(rounds):
-        for label, side in (("ours", ours), ("other", other)):
-            start = time.perf_counter()
-            side()
-            times[label].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(times["ours"], times["other"], strict=True)]
-    row = {
-        "name": name,
-        "against": against,
-        "ratio_median": round(statistics.median(ratios), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
-        "ours": round(1000 * statistics.median(times["ours"]), 3),
-        "other": round(1000 * statistics.median(times["other"]), 3),
-        "unit": "ms",
-        "rounds": rounds,
-    }
-    print(f"{name}: {row['ratio_median']} × ({row['ours']} ms against {row['other']} ms)")
-    return row
-
-
-def librosa_mfcc(extractor: TimNetFeatureExtractor, clip: np.ndarray) -> np.ndarray:
-    """The same analysis by librosa, without the level and silence handling that only ours has."""
-    return librosa.feature.mfcc(
-        y=clip,
-        sr=extractor.sampling_rate,
-        n_mfcc=extractor.feature_size,
-        n_fft=extractor.n_fft,
-        win_length=extractor.win_length,
-        hop_length=extractor.hop_length,
-        n_mels=extractor.num_mel_bins,
-        fmin=extractor.min_frequency,
-        fmax=extractor.max_frequency,
+def main() -> int:
+    """Measure the rows that were asked for and write each down."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def main() -> None:
-    """Measure all rows and write them down."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--only", metavar="NAME", help="rows whose name has this in it")
+    parser.add_argument("--rounds", type=int, default=20, help="pairs of measurements, at least")
+    parser.add_argument("--slow", action="store_true", help="only the time of a whole training")
+    parser.add_argument("--data-dir", type=Path, help="EMO-DB, for --slow")
+    parser.add_argument("--seeds", type=int, default=3, help="pairs of trainings, for --slow")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmark.json")
     arguments = parser.parse_args()
+    if arguments.slow and arguments.data_dir is None:
+        parser.error("--slow needs --data-dir, the folder of EMO-DB")
+    names = [name for name in ALL if (arguments.only or "").lower() in name.lower()]
+    if not names:
+        parser.error(f"no row is called so; there are: {', '.join(ALL)}")
     torch.set_num_threads(1)
-    generator = np.random.default_rng(0)
-    rows = []
-    for preset in ("default", "paper"):
-        extractor = TimNetFeatureExtractor.from_preset(preset, num_samples=None)
-        samples = round(DURATION * extractor.sampling_rate)
-        clip = (0.1 * generator.standard_normal(samples)).astype(np.float32)
-        rows.append(
-            compare(
-                f"features, {preset} preset",
-                lambda clip=clip, extractor=extractor: extractor.extract(clip),
-                lambda clip=clip, extractor=extractor: librosa_mfcc(extractor, clip),
-                "librosa",
-                arguments.rounds,
-            )
-        )
-    model, extractor = load_model()
-    large = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=7)).eval()
-    clip = (0.1 * generator.standard_normal(round(DURATION * 16_000))).astype(np.float32)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for name in [TRAINING_TIME] if arguments.slow else names:
+        print(f"{name} …", end=" ", flush=True)
+        if arguments.slow:
+            from benchmark_training import training_time_row
 
-    @torch.inference_mode()
-    def ours() -> torch.Tensor:
-        features = extractor(clip, sampling_rate=16_000, return_tensors="pt")["input_values"]
-        return model(features).logits
-
-    @torch.inference_mode()
-    def other() -> torch.Tensor:
-        return large(torch.from_numpy(clip)[None]).logits
-
-    rows.append(
-        compare(
-            "features and network, one clip",
-            ours,
-            other,
-            "wav2vec 2.0 base, random weights",
-            arguments.rounds,
-        )
-    )
-    write_json(arguments.output, {"rows": rows, "threads": 1, "versions": versions()})
+            row = training_time_row(name, arguments.data_dir, 70.0, arguments.seeds)
+        else:
+            row = ALL[name](name, arguments.rounds)
+        print("{ratio_median} × ({ours} {unit} against {other}, limit {limit})".format(**row))
+        merge_rows(arguments.output, [{**row, "versions": versions()}], ORDER)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # These are read when the libraries are imported, so they are set before anything else is.
 _HF_HOME = tempfile.mkdtemp(prefix="timnet-hf-tests-")
@@ -170,3 +171,20 @@ def make_speech() -> Callable[..., np.ndarray]:
 def speech() -> np.ndarray:
     """Two seconds of synthesised speech: mono float32 at 16 kHz, (32000,)."""
     return synthesise_speech()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty Hub that huggingface_hub takes for the real one."""
+    from huggingface_hub import constants
+
+    from .fake_hub import serve
+
+    with serve() as hub:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # transformers keeps one client for good, bound to the Hub of its first use.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+        yield hub

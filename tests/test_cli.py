@@ -54,7 +54,9 @@ class TestHelp:
         assert ended.status == 0
         assert all(command in ended.out for command in COMMANDS)
 
-    @pytest.mark.parametrize("command", [*COMMANDS, "publish-metric", "corpora check"])
+    @pytest.mark.parametrize(
+        "command", [*COMMANDS, "publish-metric", "publish-space", "corpora check"]
+    )
     def test_every_command_explains_itself(self, command: str, timnet: Timnet) -> None:
         ended = timnet(*command.split(), "--help")
 
@@ -206,6 +208,20 @@ class TestPredict:
         assert timeline["duration"] == pytest.approx(2.0)
         assert all(event["label"] in LABELS for event in timeline["events"])
 
+    def test_segments_are_cut_as_asked_for(self, timnet: Timnet, model: Path, clips: Path) -> None:
+        finer = ("--window", 0.4, "--hop", 0.2, "--vad", "energy")
+        for options, said in (
+            (finer, None),
+            (("--vad", "magic"), "Unknown vad 'magic'. Choose one of energy, silero"),
+            (("--hop", 9), "hop must be at least 0.05 s and window at least hop"),
+        ):
+            ended = timnet(
+                *("predict", clips / "1.wav", "-m", model, "--segments", "--format", "csv"),
+                *options,
+            )
+            assert (ended.status == 2) == (said is not None)
+            assert said is None or said in ended.message
+
     def test_segments_of_a_bad_file(self, timnet: Timnet, model: Path, clips: Path) -> None:
         ended = timnet("predict", clips, "-m", model, "--segments", "--format", "csv")
 
@@ -290,6 +306,24 @@ class TestPublish:
         assert ended.out.splitlines()[-1] == said
         if "changes" not in result:
             assert "-[old]\n+[new]" in ended.out
+
+    def test_the_page_is_published_with_what_was_asked_for(
+        self, timnet: Timnet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+
+        def publish_space(*arguments: Any, **options: Any) -> PublishResult:
+            asked.append((arguments, options))
+            return PublishResult("ann/demo", (), folder=Path("out"), note="ann/m is private")
+
+        monkeypatch.setattr("timnet_hf.hub.publish_space", publish_space)
+
+        ended = timnet(
+            "publish-space", "--repo-id", "ann/demo", "--model-repo", "ann/m", "--dry-run"
+        )
+
+        assert (ended.status, ended.message) == (0, "ann/m is private")
+        assert asked == [(("ann/demo", "ann/m"), {"private": False, "dry_run": True})]
 
     def test_an_unknown_metric(self, timnet: Timnet) -> None:
         ended = timnet("publish-metric", "f1", "--repo-id", "ann/f1", "--dry-run")

@@ -136,6 +136,20 @@ def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(name, values):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_labels": 3_000_000}, "num_labels must be an integer up to 10000"),
+        ({"num_labels": 2.5}, "num_labels must be an integer"),
+        ({"id2label": {"0": "a", "2": "b"}}, "name the outputs from 0 to 1"),
+        ({"id2label": {"-1": "a", "0": "b"}}, "name the outputs from 0 to 1"),
+    ],
+)
+def test_labels_that_no_network_can_have_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TimNetConfig(**settings)
+
+
+@pytest.mark.parametrize(
     "settings", [{"num_hidden_layers": 22}, {"kernel_size": 2**14}, {"kernel_size": 2**62}]
 )
 def test_a_layer_that_would_look_back_for_days_is_refused(settings):

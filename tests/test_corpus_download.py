@@ -8,14 +8,18 @@ import io
 import re
 import stat
 import struct
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from timnet_hf.corpora import CORPORA, CorpusError, Download, download_corpus, load_corpus
 from timnet_hf.corpus_download import fetch, unpack
@@ -228,6 +232,50 @@ def test_a_plain_archive_unpacks_with_its_folders(tmp_path) -> None:
     assert (tmp_path / "out/wav/a.wav").read_bytes() == b"1"
     assert (tmp_path / "out/x/y/z.txt").read_bytes() == b"2"
     assert leftovers(tmp_path) == ["a.zip", "out"]
+
+
+def damaged(place: bytes, offset: int, value: bytes) -> bytes:
+    """An archive with other bytes behind a signature of its central directory."""
+    content = bytearray(zipped({"wav/a.wav": bytes(100), "b.wav": b"2"}))
+    at = content.index(place) + offset
+    content[at : at + len(value)] = value
+    return bytes(content)
+
+
+#: Found by scripts/fuzz.py: what zipfile raises for these is no error of its own.
+FUZZED = {
+    "a name that is not the UTF-8 it claims": damaged(
+        b"PK\1\2", 8, b"\0\x08" + bytes(36) + b"\x8b\x8b"
+    ),
+    "a directory that starts before the file": damaged(b"PK\5\6", 16, b"\xff\xff\xff\x7f"),
+    "a name of no length": damaged(b"PK\1\2", 28, b"\0\0"),
+    "a version from the future": damaged(b"PK\1\2", 6, b"\xff\xff"),
+    "an unknown compression": damaged(b"PK\1\2", 10, b"\x63\0"),
+    "a member that lies elsewhere": damaged(b"PK\1\2", 42, b"\xf0\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("case", FUZZED)
+def test_a_damaged_archive_is_a_clear_error(tmp_path, case) -> None:
+    (tmp_path / "a.zip").write_bytes(FUZZED[case])
+    with pytest.raises(CorpusError, match="a.zip"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", max_bytes=10**6, max_files=10)
+    assert set(leftovers(tmp_path)) <= {"a.zip"}
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_random_damage_to_an_archive_unpacks_or_is_refused(data) -> None:
+    content = bytearray(zipped({"wav/a.wav": bytes(range(100)), "b.wav": b"2"}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "inner"
+        folder.mkdir()
+        (folder / "a.zip").write_bytes(content)
+        with suppress(CorpusError):
+            unpack(folder / "a.zip", folder / "out", max_bytes=10**6, max_files=10)
+        assert set(leftovers(folder)) <= {"a.zip", "out"} and leftovers(Path(name)) == ["inner"]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing models and metrics to a Hub on this machine (see fake_hub.py), and loading them."""
+"""Publishing models to a Hub on this machine (see fake_hub.py), and loading them."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
+import timnet_hf
 from timnet_hf import TimNetConfig, TimNetFeatureExtractor, TimNetForAudioClassification
-from timnet_hf.hub import HubError, make_portable, publish, publish_metric
+from timnet_hf.hub import HubError, make_portable, publish
+from timnet_hf.model_folder import AUTO_MAP
 
-from .fake_hub import TOKEN, FakeHub, serve
+from .fake_hub import TOKEN, FakeHub
 from .model_folders import LOSO, MODEL_FILES, run_python, write_model_folder
+from .tiny_training import tiny_recipe, tiny_store
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +31,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(original: Path, tmp_path: Path) -> Path:
     """A model folder that a test may spoil."""
     return Path(shutil.copytree(original, tmp_path / "model"))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """An empty Hub that huggingface_hub takes for the real one."""
-    with serve() as hub:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        # transformers keeps one client for good, bound to the Hub of its first use.
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-        yield hub
 
 
 # --- publishing -------------------------------------------------------------------------------
@@ -278,24 +268,6 @@ def test_offline_mode_is_named(folder: Path) -> None:
         publish(folder, "org/timnet-emodb", token=TOKEN)
 
 
-# --- metrics ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["uar", "war"])
-def test_a_metric_is_published_as_a_space(hub: FakeHub, name: str) -> None:
-    publish_metric(name, f"org/{name}", token=TOKEN)
-    repository = hub.space(f"org/{name}")
-    assert repository.sdk == "gradio"
-    assert set(repository.files()) >= {"README.md", "app.py", "requirements.txt", f"{name}.py"}
-    assert f'evaluate.load("org/{name}")' in repository.files()["README.md"].decode()
-    assert publish_metric(name, f"org/{name}", token=TOKEN).commit is None
-
-
-def test_a_metric_needs_a_repository_of_its_own_name() -> None:
-    with pytest.raises(HubError, match="Use org/uar"):
-        publish_metric("uar", "org/my-metric")
-
-
 # --- loading ----------------------------------------------------------------------------------
 
 LOAD = """
@@ -315,8 +287,9 @@ with torch.inference_mode():
     logits = model(**inputs).logits[0].tolist()
 classify = pipeline("audio-classification", model=repo_id, **options)
 answer = {entry["label"]: entry["score"] for entry in classify(clip, top_k=None)}
+timeline = pipeline("speech-emotion-timeline", model=repo_id, **options)
 print(json.dumps({"fused": fused, "logits": logits, "answer": answer,
-                  "home": type(model).__module__}))
+                  "events": timeline(clip), "home": type(model).__module__}))
 """
 
 
@@ -357,23 +330,12 @@ def test_a_published_model_loads_without_the_package_pinned_and_from_the_cache(
     newest, pinned = load("main"), load(old)
     assert newest["home"].startswith("transformers_modules")
     assert (newest["logits"], pinned["logits"]) == (second_logits, first_logits)
+    assert newest["events"]
     assert max(newest["answer"].values()) == pytest.approx(
         np.exp(max(second_logits)) / np.exp(second_logits).sum(), abs=1e-5
     )
     hub.stop()
     assert load("main") == newest, "the second load comes from the cache"
-
-
-def test_evaluate_loads_a_published_metric(hub: FakeHub, tmp_path: Path) -> None:
-    publish_metric("uar", "org/uar", token=TOKEN)
-    script = """
-import evaluate, json
-print(json.dumps(evaluate.load("org/uar").compute(predictions=[0, 0, 1], references=[0, 1, 1])))
-"""
-    answer = run_python(
-        script, cwd=tmp_path, package=False, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0"
-    )
-    assert answer == {"uar": 0.75}
 
 
 def test_the_trainer_pushes_a_model_that_loads_without_the_package(
@@ -423,3 +385,33 @@ def test_the_trainer_pushes_a_model_that_loads_without_the_package(
         inputs = extractor(speech, sampling_rate=16_000, return_tensors="pt")
         logits = model.eval()(**inputs).logits[0].tolist()
     assert answer["logits"] == pytest.approx(logits, abs=1e-6)
+    assert answer["events"]
+
+
+def test_a_training_of_the_package_pushes_all_that_loading_needs(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from timnet_hf.training import build_arguments, train
+
+    for marked in (TimNetForAudioClassification, TimNetFeatureExtractor):
+        monkeypatch.setattr(marked, "_auto_class", None)
+    wishes = {"push_to_hub": True, "hub_model_id": "org/trained", "hub_token": TOKEN}
+    recipe, store = tiny_recipe(), tiny_store()
+
+    trained = train(
+        store,
+        range(len(store)),
+        recipe,
+        TimNetFeatureExtractor(),
+        build_arguments(recipe, tmp_path / "run", 0, wishes),
+    )
+
+    files = hub.model("org/trained").files()
+    assert set(files) >= {path.name for path in Path(timnet_hf.__file__).parent.glob("*_timnet.py")}
+    config, extractor = (
+        json.loads(files[name]) for name in ("config.json", "preprocessor_config.json")
+    )
+    assert set(config["custom_pipelines"]) == {"speech-emotion-timeline"}
+    assert set(config["auto_map"]) == set(AUTO_MAP)
+    assert extractor["mean"] == trained.extractor.mean
+    assert len(hub.model("org/trained").titles()) == 2, "one commit"

@@ -58,8 +58,7 @@ answers = {
     "path": scores(classify(f"{sounds}/clip.wav", top_k=None)),
     "bytes": scores(classify(encoded, top_k=None)),
 }
-# The code of a task that config.json names comes from the folder, so it is always to be trusted.
-timeline = pipeline("speech-emotion-timeline", model=folder, trust_remote_code=True)
+timeline = pipeline("speech-emotion-timeline", model=folder, **options)
 del clips["clip0_48k"]
 everyone = [clips[name] for name in sorted(clips)]
 print(json.dumps({
@@ -69,6 +68,7 @@ print(json.dumps({
         "AutoFeatureExtractor": [type(extractor).__module__, type(extractor).__name__],
         "AutoModel": [type(backbone).__module__, type(backbone).__name__],
         "AutoModelForAudioClassification": [type(model).__module__, type(model).__name__],
+        "pipeline": [type(timeline).__module__, type(timeline).__name__],
     },
     "labels": [config.id2label[index] for index in range(config.num_labels)],
     "fused": fused[0].tolist(),
@@ -151,6 +151,7 @@ def test_each_auto_class_finds_the_class_of_its_role(loaded: dict[str, Any]) -> 
         "AutoFeatureExtractor": "TimNetFeatureExtractor",
         "AutoModel": "TimNetModel",
         "AutoModelForAudioClassification": "TimNetForAudioClassification",
+        "pipeline": "TimNetTimelinePipeline",
     }
 
 

@@ -201,12 +201,3 @@ def test_silero_not_installed_is_an_error_that_says_what_to_do(
     without("silero_vad")
     with pytest.raises(ImportError, match='pip install silero-vad, or use vad="energy"'):
         SileroDetector(16_000)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("rate", [16_000, 22_050])
-def test_silero_hears_speech_and_no_tone(make_speech: Callable[..., np.ndarray], rate: int) -> None:
-    pytest.importorskip("silero_vad")
-    speech, tone = make_speech(2.0, rate), np.sin(np.arange(2 * rate) / 20).astype(np.float32)
-    assert heard(SileroDetector(rate), speech).mean() > 0.8
-    assert heard(SileroDetector(rate), 0.5 * tone).mean() < 0.2

@@ -23,7 +23,7 @@ import pytest
 import soundfile
 import yaml
 
-from timnet_hf import load_audio
+from timnet_hf import load_audio, resample
 from timnet_hf.space import SpaceError, launch_space, space_environment, space_files, space_folder
 
 from .model_folders import LABELS
@@ -114,6 +114,41 @@ def test_half_an_hour_is_scored_and_drawn(
     assert picture_size(plot)[0] > 900
     assert 90 <= len(table["data"]) <= 900 and table["data"][-1][1] > 1780
     assert picture_size(call(client, "explain", path, "first"))[0] > 900
+    (row,) = call(client, "batch", [path], "first")[0]["data"]
+    assert row[1] in LABELS and row[3] == 1800.0
+    assert "longer than 2 minutes" in refusal(client, "live", path, "first"), "a piece at a time"
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3", "48 kHz stereo", "broken"])
+def test_every_endpoint_takes_what_visitors_have(
+    space: Space, clip: Path, tmp_path: Path, kind: str
+) -> None:
+    from gradio_client import Client
+
+    own = Client(space.url, verbose=False, download_files=False)
+    path = tmp_path / ("clip.mp3" if kind == "mp3" else "clip.wav")
+    sound, rate = soundfile.read(clip, dtype="float32")
+    if kind == "broken":
+        path.write_bytes(b"RIFF" + bytes(99))
+    elif kind == "48 kHz stereo":
+        sound = resample(sound, rate, 48_000)
+        soundfile.write(path, np.stack((sound, 0.5 * sound), axis=1), 48_000)
+    else:
+        soundfile.write(path, sound, rate)
+
+    (row,) = call(own, "batch", [path], "first")[0]["data"]
+    if kind == "broken":
+        assert "cannot be decoded" in row[-1]
+        for name in ("predict", "timeline", "explain", "live"):
+            assert "cannot be decoded" in refusal(own, name, path, "first")
+        return
+    assert row[1] in LABELS and row[3] == pytest.approx(3, abs=0.1)
+    assert scores(call(own, "predict", path, "first"))[row[1]] == pytest.approx(row[2], abs=1e-4)
+    plot, table = call(own, "timeline", path, "first")
+    assert picture_size(plot)[0] > 900 and {event[2] for event in table["data"]} <= {*LABELS}
+    assert picture_size(call(own, "explain", path, "first"))[0] > 900
+    assert call(own, "live", path, "first")[2].startswith("Heard 3 s.")
+    assert call(own, "live_end")[1].count("<span") >= 1
 
 
 def test_the_timeline_is_that_of_the_pipeline(client: Any, clip: Path, models: list[Path]) -> None:
@@ -164,8 +199,9 @@ def test_silence_is_called_silence(client: Any, tmp_path: Path) -> None:
     assert picture_size(call(client, "explain", tmp_path / "silence.wav", "first"))
 
 
-def test_one_sample_is_enough(client: Any, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "one.wav", np.array([0.3]), 16_000)
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_one_sample_is_enough(client: Any, tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "one.wav", np.array([0.3]), rate)
 
     assert set(scores(call(client, "predict", tmp_path / "one.wav", "first"))) == set(LABELS)
     assert picture_size(call(client, "timeline", tmp_path / "one.wav", "first")[0])

@@ -188,7 +188,12 @@ def browser(chromium: str, space: Space, microphone: Path, repository: Path) -> 
 
 @pytest.mark.parametrize(
     ("size", "theme", "name"),
-    [(DESKTOP, "light", "desktop"), (DESKTOP, "dark", "desktop-dark"), (PHONE, "light", "phone")],
+    [
+        (DESKTOP, "light", "desktop"),
+        (DESKTOP, "dark", "desktop-dark"),
+        (PHONE, "light", "phone"),
+        (PHONE, "dark", "phone-dark"),
+    ],
 )
 def test_upload_read_the_answer_and_look_at_the_timeline(
     browser: Browser, clip: Path, size: tuple[int, int], theme: str, name: str

@@ -7,6 +7,7 @@ does when it is published. On the same Hub lie repositories of strangers.
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import signal
@@ -15,8 +16,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+import soundfile
 
 from .fake_hub import FakeHub, Repository, serve
 from .space_server import (
@@ -205,6 +209,19 @@ def test_an_address_is_refused_and_never_asked(space: Space, hub: FakeHub, strea
     assert not any("sound.wav" in path for _, path in hub.requests)
 
 
+def _break_off_an_upload(url: str) -> None:
+    """Announce a file of 10 MB, send two, and hang up."""
+    head = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n'
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    connection.putrequest("POST", "/gradio_api/upload")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=b")
+    connection.putheader("Content-Length", "10000000")
+    connection.endheaders()
+    connection.send(head + bytes(2_000_000))
+    time.sleep(0.5)
+    connection.close()
+
+
 def test_uploads_are_deleted_after_a_while_and_all_of_them_with_the_page(
     models: list[Path], clip: Path, tmp_path: Path
 ) -> None:
@@ -222,7 +239,71 @@ def test_uploads_are_deleted_after_a_while_and_all_of_them_with_the_page(
             time.sleep(0.2)
         assert not uploads()
 
+        _break_off_an_upload(running.url)
+        assert any(path.is_file() for path in running.uploads.rglob("*")), "it left something"
+        while any(path.is_file() for path in running.uploads.rglob("*")):
+            assert time.monotonic() < deadline + 60, "what came of a broken upload stays"
+            time.sleep(0.2)
+
         call(client, "predict", clip, "first")
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(60)
         assert not list(running.uploads.glob("timnet-space-*"))
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def test_every_function_of_the_page_is_an_endpoint_with_a_name(client: Any) -> None:
+    endpoints = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+
+    names = {"predict", "timeline", "explain", "batch", "checkpoint", "live", "live_end"}
+    assert set(endpoints) == {f"/{name}" for name in names}
+    card = (space_module("app").HERE / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in card for name in names)
+
+
+def test_a_recording_may_be_an_hour_long_and_no_longer(client: Any, tmp_path: Path) -> None:
+    minute = np.zeros(60 * 8_000, dtype=np.int16)
+    minute[::2_000] = 9_000
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 8_000, 1) as file:
+        for _ in range(60):
+            file.write(minute)
+        file.write(minute[:8_000])
+
+    message = refusal(client, "predict", path, OWN)
+
+    assert message == "long.flac is longer than 60 minutes. Cut it into parts."
+
+
+def test_a_batch_has_a_largest_number_of_files(client: Any, clip: Path, tmp_path: Path) -> None:
+    files = [Path(shutil.copyfile(clip, tmp_path / f"{number}.wav")) for number in range(51)]
+
+    assert refusal(client, "batch", files, OWN) == "51 files are too many: 50 at a time."
+
+
+def test_a_file_has_a_largest_size(client: Any, space: Space, tmp_path: Path) -> None:
+    path = tmp_path / "large.wav"
+    with path.open("wb") as file:
+        file.truncate(121 * 2**20)
+
+    with pytest.raises(Exception, match="(?i)413|too large|exceed"):
+        call(client, "predict", path, OWN)
+    assert not [one for one in space.uploads.rglob("large*") if one.stat().st_size > 120 * 2**20]
+
+
+def test_few_are_served_at_a_time_and_the_others_wait(models: list[Path]) -> None:
+    """Work on whole recordings counts together, whichever button it comes from."""
+    app = space_module("app")
+    blocks = app.build(space_module("checkpoints").Checkpoints([str(models[0])]), [])
+
+    heavy = [one for one in blocks.fns.values() if one.concurrency_id == "scoring"]
+    assert {one.api_name for one in heavy} == {"predict", "timeline", "explain", "batch"}
+    assert {one.concurrency_limit for one in heavy} == {app.AT_ONCE}
+    assert blocks._queue.max_size == app.WAITING
+    (listening,) = [one for one in blocks.fns.values() if one.api_name == "listen"]
+    assert (listening.concurrency_limit, listening.time_limit) == (
+        app.LISTENING,
+        app.LISTENING_SECONDS,
+    )

@@ -22,6 +22,8 @@ _EXPORTS = {
     "TimNetModel": "modeling_timnet",
     "TimNetModelOutput": "modeling_timnet",
     "TimNetPreTrainedModel": "modeling_timnet",
+    "TimNetTimelinePipeline": "pipeline_timnet",
+    "TimelineStream": "timeline_timnet",
     "load_audio": "audio",
     "resample": "audio",
 }
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
         TimNetModelOutput,
         TimNetPreTrainedModel,
     )
+    from .pipeline_timnet import TimNetTimelinePipeline
+    from .timeline_timnet import TimelineStream
 
 __all__ = [
     "AudioError",
@@ -45,6 +49,8 @@ __all__ = [
     "TimNetModel",
     "TimNetModelOutput",
     "TimNetPreTrainedModel",
+    "TimNetTimelinePipeline",
+    "TimelineStream",
     "__version__",
     "load_audio",
     "resample",

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from threading import get_ident
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:  # it loads zipfile, tempfile … and would be a tenth of `timnet --help`
+    from importlib.abc import Loader
 
 
 def _register_config() -> None:
@@ -79,7 +81,7 @@ _SOURCES = {
 }
 
 
-class _WatchingLoader(Loader):
+class _WatchingLoader:
     """Loads a module as its own loader would, then tells the finder that it is complete."""
 
     def __init__(self, loader: Loader, finder: _Finder, name: str):
@@ -105,7 +107,7 @@ class _WatchingLoader(Loader):
         return getattr(self.loader, name)
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Sees the tables' and our own modules come by, and wraps their loaders."""
 
     def __init__(self) -> None:
@@ -132,7 +134,8 @@ class _Finder(MetaPathFinder):
                     continue
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None and spec.loader is not None:
-                    spec.loader = _WatchingLoader(spec.loader, self, fullname)
+                    watching = _WatchingLoader(spec.loader, self, fullname)
+                    spec.loader = cast("Loader", watching)
                     return spec
             return None
         finally:

@@ -38,6 +38,7 @@ __all__ = [
     "audio_info",
     "find_audio_files",
     "load_audio",
+    "mono_blocks",
     "natural_key",
     "resample",
     "stream_audio",
@@ -115,12 +116,12 @@ def load_audio(
     with open_recording(source, name) as recording:
         if recording.frames is not None and recording.frames > longest * recording.sampling_rate:
             raise _too_long(recording, longest)
-        for piece in _resampled(_mono(recording.blocks), recording.sampling_rate, rate):
+        for piece in mono_blocks(recording, rate):
             pieces.append(piece)
             count += len(piece)
             if count > longest * rate + 1:  # the ceiling of the length may add one sample
                 raise _too_long(recording, longest)
-    return np.concatenate(pieces)
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def stream_audio(
@@ -153,6 +154,24 @@ def stream_audio(
     if not 0 < block_duration < math.inf:
         raise ValueError(f"block_duration is {block_duration}; give a positive number of seconds")
     return _stream(source, name, rate, max(1, round(block_duration * rate)))
+
+
+def mono_blocks(recording: Recording, sampling_rate: int) -> Iterator[np.ndarray]:
+    """Decode an opened recording as `load_audio` does, in the blocks that come.
+
+    Args:
+        recording: From `timnet_hf.decoding.open_recording`.
+        sampling_rate: Of the blocks, in Hz, 1,000 to 768,000.
+
+    Returns:
+        float32 waveforms of any length, empty ones too. Joined, they are what `load_audio` returns.
+
+    Raises:
+        AudioError: While iterating, at a bad sample.
+        ValueError: ``sampling_rate`` is out of range.
+    """
+    rate = _checked_rate(sampling_rate)
+    return _resampled(_mono(recording.blocks), recording.sampling_rate, rate)
 
 
 def audio_info(path: AudioSource, *, name: str | None = None) -> AudioInfo:
@@ -282,7 +301,7 @@ def _stream(source: AudioSource, name: str | None, rate: int, size: int) -> Iter
     held: list[np.ndarray] = []
     count = 0
     with open_recording(source, name) as recording:
-        for piece in _resampled(_mono(recording.blocks), recording.sampling_rate, rate):
+        for piece in mono_blocks(recording, rate):
             held.append(piece)
             count += len(piece)
             if count >= size:
@@ -295,7 +314,7 @@ def _stream(source: AudioSource, name: str | None, rate: int, size: int) -> Iter
 
 
 def _mono(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    return (block.mean(axis=1) for block in blocks)
+    return (block[:, 0] if block.shape[1] == 1 else block.mean(axis=1) for block in blocks)
 
 
 def _resampled(blocks: Iterator[np.ndarray], orig: int, target: int) -> Iterator[np.ndarray]:

@@ -12,12 +12,14 @@ was written, so their addresses come from what they publish.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
 import re
 import shutil
 import stat
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from .corpus_table import CorpusError, Download, find_corpus
+from .output_folder import sole_use
 
 __all__ = ["download_corpus", "fetch", "unpack"]
 
@@ -43,7 +46,11 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
-    NotImplementedError,
+    LookupError,
+    OverflowError,
+    RuntimeError,  # an encrypted member; one packed in a way that zipfile does not know
+    UnicodeError,
+    struct.error,
     FileExistsError,
     IsADirectoryError,
     NotADirectoryError,
@@ -87,10 +94,12 @@ def download_corpus(
     archive = Path(data_dir) / f"{corpus.name}.zip"
     try:
         if not folder.exists():
-            Path(data_dir).mkdir(parents=True, exist_ok=True)
-            if not archive.exists():
-                fetch(download, archive, progress=progress, pause=pause)
-            unpack(archive, folder, max_bytes=download.max_bytes, max_files=download.max_files)
+            with sole_use(Path(data_dir) / f".{corpus.name}.download", CorpusError):
+                for stale in Path(data_dir).glob(f".{corpus.name}-*"):  # of one that was killed
+                    shutil.rmtree(stale, ignore_errors=True)
+                if not archive.exists():
+                    fetch(download, archive, progress=progress, pause=pause)
+                unpack(archive, folder, max_bytes=download.max_bytes, max_files=download.max_files)
     except OSError as error:
         raise CorpusError(
             f"{error.filename or data_dir}: {error.strerror or error}; {corpus.title} could not be "
@@ -186,7 +195,11 @@ def unpack(
                 with members.open(info) as source, open(place, "xb") as target:
                     shutil.copyfileobj(source, target, _CHUNK)
         os.replace(staging, folder)
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        # zipfile also seeks to wherever a damaged archive sends it, which the system refuses.
+        if isinstance(error, OSError) and not isinstance(error, _DAMAGED):
+            if error.errno not in (None, errno.EINVAL):
+                raise
         archive.unlink(missing_ok=True)
         raise CorpusError(
             f"{archive}: not a whole zip file ({error}); it was removed, start the download again"

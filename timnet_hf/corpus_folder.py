@@ -145,7 +145,7 @@ def _metadata_rows(metadata: str, root: str) -> list[_Row]:
     lacking = [column for column in ("file_name", "label") if column not in columns]
     if (
         lacking
-        or not all(columns)
+        or not all(column.isprintable() and column for column in columns)
         or len(set(columns)) < len(columns)
         or {"path", "audio"} & set(columns)
     ):

@@ -1,21 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put models and metrics on the Hugging Face Hub: one commit each time, or none.
+"""Put models, metrics and the demo page on the Hugging Face Hub: one commit each time, or none.
 
-What is to be pushed is first put together in full, then compared with what is there. Only files
-that differ are committed, in one commit on top of the one that was compared with: when somebody
-else pushes in between, the Hub refuses, and nothing is mixed. A failure leaves the repository as it
-was, and the message says what to do.
+Here is put together, in full, what is to be pushed; how it gets there, tells `publication`.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +16,16 @@ from .card import EXAMPLES, model_name, placeholder_repo_id
 from .hub_errors import HubError, explained
 from .model_folder import (
     CARD_FILE,
-    EVALUATION_FOLDER,
     make_portable,
     model_files,
     refresh_model_folder,
     save_model_folder,
     verify_model_folder,
 )
+from .publication import Change, PublishResult, check_repo_id, publish_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
 
 __all__ = [
     "Change",
@@ -42,64 +34,15 @@ __all__ = [
     "make_portable",
     "publish",
     "publish_metric",
+    "publish_space",
     "refresh_model_folder",
     "save_model_folder",
     "verify_model_folder",
 ]
 
 _DEMO_CLIPS = Path(__file__).parent / "demo_clips"
-
-
-@dataclass(frozen=True)
-class Change:
-    """One file that a publication adds, changes or removes.
-
-    Attributes:
-        name: Path in the repository.
-        status: ``"added"``, ``"changed"`` or ``"removed"``.
-        diff: Unified diff of a text file, or a line with both sizes; dry runs only.
-    """
-
-    name: str
-    status: str
-    diff: str = ""
-
-
-@dataclass(frozen=True)
-class PublishResult:
-    """What publishing did, or would do.
-
-    Attributes:
-        repo_id: The repository.
-        changes: Files that differ from what was there.
-        commit: The new commit, or None: a dry run, or nothing had changed.
-        url: Where the commit can be seen, or None.
-        folder: Dry runs: the folder that holds exactly what would be pushed.
-        note: What else the caller should know; empty where there is nothing.
-    """
-
-    repo_id: str
-    changes: tuple[Change, ...]
-    commit: str | None = None
-    url: str | None = None
-    folder: Path | None = None
-    note: str = ""
-
-    @property
-    def diff(self) -> str:
-        """All diffs, one after the other."""
-        return "\n".join(change.diff for change in self.changes if change.diff)
-
-
-@dataclass(frozen=True)
-class _Remote:
-    """State of the branch that is published to: its commit, or None, and its files."""
-
-    commit: str | None = None
-    files: Mapping[str, RepoFile] | None = None
-    exists: bool = False
-    branch: bool = False
-    private: bool | None = None
+#: What the page's files call its model and itself until it is published.
+_MODEL, _SPACE = "org/timnet-emodb", "org/timnet-emotion"
 
 
 def publish(
@@ -126,7 +69,7 @@ def publish(
         HubError: The folder is damaged, the repository id is none, or the Hub refuses.
     """
     record = verify_model_folder(model_dir)
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     files = {name: path.read_bytes() for name, path in model_files(model_dir).items()}
     if CARD_FILE not in files:
         raise HubError(f"{Path(model_dir) / CARD_FILE}: missing. Save the model again.")
@@ -136,7 +79,7 @@ def publish(
         if f"examples/{name}" in card and (_DEMO_CLIPS / name).is_file():
             files[f"examples/{name}"] = (_DEMO_CLIPS / name).read_bytes()
     message = f"Publish {model_name(record)}"
-    return _publish_files(
+    return publish_files(
         files, repo_id, "model", message, private, dry_run, token, revision, output_dir
     )
 
@@ -168,7 +111,7 @@ def publish_metric(
     from .metrics import space_files
 
     files = {file: path.read_bytes() for file, path in space_files(name).items()}
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     if repo_id.partition("/")[2] != name:
         raise HubError(
             f"{repo_id}: evaluate loads <owner>/<name> from <name>.py, so the repository must be "
@@ -177,182 +120,82 @@ def publish_metric(
     card = files[CARD_FILE].decode("utf-8").replace(f"<owner>/{name}", repo_id)
     files[CARD_FILE] = card.encode()
     message = f"Publish the metric {name.upper()}"
-    return _publish_files(
+    return publish_files(
         files, repo_id, "space", message, private, dry_run, token, revision, output_dir
     )
 
 
-def _check_repo_id(repo_id: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise HubError(f"{repo_id!r}: not a repository id. Write it as owner/name.")
-
-
-def _publish_files(
-    files: Mapping[str, bytes],
+def publish_space(
     repo_id: str,
-    repo_type: str,
-    message: str,
-    private: bool,
-    dry_run: bool,
-    token: str | None,
-    revision: str | None,
-    output_dir: str | os.PathLike[str] | None,
+    model_repo: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
 ) -> PublishResult:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    """Publish the demo page as a Space that runs a model of the Hub.
 
-    api = HfApi(token=token, library_name="timnet_hf")
-    if dry_run:
-        folder = _write_files(files, Path(output_dir or Path("dry-run") / repo_id))
-        try:
-            with explained(repo_id):
-                remote = _look(api, repo_id, repo_type, revision)
-                changes = _compare(files, remote, api, repo_id, repo_type)
-        except HubError as error:
-            note = f"The folder is complete, but could not be compared. {error}"
-            return PublishResult(repo_id, (), folder=folder, note=note)
-        note = "" if remote.exists else f"{repo_id} does not exist yet; publishing makes it."
-        return PublishResult(repo_id, tuple(changes), folder=folder, note=note)
+    Args:
+        repo_id: ``owner/name`` of the Space.
+        model_repo: ``owner/name`` of the model that the page opens with; by default
+            ``timnet-emodb`` of the same owner.
+        private: As for :func:`publish`, like the arguments that follow.
+        dry_run: See :func:`publish`.
+        token: See :func:`publish`.
+        revision: See :func:`publish`.
+        output_dir: See :func:`publish`.
 
-    with explained(repo_id):
-        remote = _look(api, repo_id, repo_type, revision)
-        if private and remote.exists and remote.private is False:
-            raise HubError(
-                f"{repo_id}: exists and is public; nothing was pushed. Make it private in its "
-                "settings on the Hub, or publish without private."
-            )
-        changes = _compare(files, remote)
-        if not remote.exists:
-            api.create_repo(
-                repo_id,
-                repo_type=repo_type,
-                private=private or None,
-                exist_ok=True,
-                space_sdk="gradio" if repo_type == "space" else None,
-            )
-        if revision and not remote.branch:
-            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
-        if not changes:
-            return PublishResult(repo_id, ())
-    operations = [
-        CommitOperationDelete(change.name)
-        if change.status == "removed"
-        else CommitOperationAdd(change.name, files[change.name])
-        for change in changes
-    ]
-    with explained(repo_id, lambda: _state(api, repo_id, repo_type, revision, remote.commit)):
-        commit = api.create_commit(
-            repo_id,
-            operations,
-            commit_message=message,
-            repo_type=repo_type,
-            revision=revision,
-            parent_commit=remote.commit,
-        )
-    return PublishResult(repo_id, tuple(changes), commit.oid, commit.commit_url)
-
-
-def _look(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> _Remote:
-    """What is there now. A branch that is yet to be made starts as main is."""
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
-    branch = True
-    try:
-        info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
-    except RevisionNotFoundError:
-        info = api.repo_info(repo_id, repo_type=repo_type)
-        branch = False
-    except RepositoryNotFoundError:
-        return _Remote()
-    tree = api.list_repo_tree(repo_id, repo_type=repo_type, revision=info.sha, recursive=True)
-    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    return _Remote(info.sha, files, True, branch, info.private)
-
-
-def _compare(
-    files: Mapping[str, bytes],
-    remote: _Remote,
-    api: HfApi | None = None,
-    repo_id: str = "",
-    repo_type: str = "model",
-) -> list[Change]:
-    """What has to change there; with ``api`` also how, line by line.
-
-    Files that publishing never makes, such as pictures, are left alone; an evaluation report that
-    is gone here is removed there.
+    Raises:
+        SpaceError: The page is not installed.
+        HubError: The model is not on the Hub, an id is none, or the Hub refuses.
     """
-    there = remote.files or {}
-    names = sorted({*files, *(name for name in there if name.startswith(f"{EVALUATION_FOLDER}/"))})
-    changes = []
-    for name in names:
-        if name in files and name in there and _same(files[name], there[name]):
-            continue
-        status = "removed" if name not in files else "changed" if name in there else "added"
-        diff = ""
-        if api is not None:
-            old = b""
-            if name in there:
-                with tempfile.TemporaryDirectory(prefix="timnet-diff-") as scratch:
-                    path = api.hf_hub_download(
-                        repo_id,
-                        name,
-                        repo_type=repo_type,
-                        revision=remote.commit,
-                        local_dir=scratch,
-                    )
-                    old = Path(path).read_bytes()
-            diff = _diff(name, old, files.get(name, b""))
-        changes.append(Change(name, status, diff))
-    return changes
+    from huggingface_hub import HfApi
 
+    from .space import space_files
 
-def _same(content: bytes, there: RepoFile) -> bool:
-    from huggingface_hub.utils.sha import git_hash
-
-    if there.lfs is not None:
-        return there.lfs.sha256 == hashlib.sha256(content).hexdigest()
-    return there.blob_id == git_hash(content)
-
-
-def _diff(name: str, old: bytes, new: bytes) -> str:
+    model_repo = model_repo or f"{repo_id.partition('/')[0]}/{_MODEL.partition('/')[2]}"
+    for name in (repo_id, model_repo):
+        check_repo_id(name)
+    files = {file: path.read_bytes() for file, path in space_files().items()}
+    names = {_MODEL: model_repo, _SPACE: repo_id}
+    for file in files:
+        if file.endswith((".py", ".md")):
+            text = files[file].decode("utf-8")
+            files[file] = re.sub("|".join(names), lambda found: names[found[0]], text).encode()
     try:
-        before, after = (part.decode("utf-8").splitlines() for part in (old, new))
-    except UnicodeDecodeError:
-        return f"{name}: {len(old):,} bytes there, {len(new):,} bytes here\n"
-    lines = difflib.unified_diff(before, after, f"there/{name}", f"here/{name}", lineterm="")
-    return "\n".join(lines) + "\n"
+        note = _note_on_model(HfApi(token=token, library_name="timnet_hf"), model_repo)
+    except HubError as error:
+        if not dry_run:
+            raise
+        note = str(error)
+    message = f"Publish the demo page of {model_repo}"
+    result = publish_files(
+        files, repo_id, "space", message, private, dry_run, token, revision, output_dir
+    )
+    return replace(result, note=" ".join(filter(None, (result.note, note))))
 
 
-def _write_files(files: Mapping[str, bytes], folder: Path) -> Path:
-    """Write exactly these files; a folder from an earlier dry run is replaced."""
-    marker = folder / CARD_FILE
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not marker.exists())):
-        raise HubError(f"{folder}: exists and is no earlier dry run. Choose another output folder.")
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
+def _note_on_model(api: HfApi, model_repo: str) -> str:
+    """Make sure that the page will find its model; what its owner still has to do.
 
+    Raises:
+        HubError: There is no such model, or the Hub cannot be asked.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-def _state(
-    api: HfApi, repo_id: str, repo_type: str, revision: str | None, before: str | None
-) -> str:
-    """Whether a commit that failed here was made there all the same: its answer can be lost."""
-    unknown = "Run the same command again: it commits only what is missing."
-    try:
-        now = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-    except Exception:  # the question failed like the commit did; nothing is known then
-        return unknown
-    if before is None or now != before:
-        return unknown
-    return f"Nothing was changed in {repo_id}."
+    with explained(model_repo):
+        try:
+            info = api.model_info(model_repo)
+        except RepositoryNotFoundError as error:
+            raise HubError(
+                f"{model_repo}: no such model on the Hub, so the page would not start. Publish it "
+                f"first (timnet publish --model DIR --repo-id {model_repo}), or name another with "
+                "--model-repo."
+            ) from error
+    if info.private:
+        return (
+            f"{model_repo} is private: give the Space a secret HF_TOKEN that may read it, in its "
+            "settings on the Hub."
+        )
+    return ""

@@ -259,6 +259,10 @@ def _replace(path: Path, text: str) -> bool:
 def make_portable(model: TimNetPreTrainedModel, extractor: TimNetFeatureExtractor) -> None:
     """Let ``save_pretrained`` and ``Trainer(push_to_hub=True)`` write the code beside the weights.
 
+    What they write then loads with ``trust_remote_code=True`` where this package is not installed:
+    the Auto classes, the stock pipeline and the timeline. Pass ``extractor`` to the Trainer as its
+    ``processing_class``, so that it is saved too.
+
     This is ``register_for_auto_class`` of transformers, so it marks the two classes: every later
     save in this process brings its code too. :func:`save_model_folder` does without.
     """
@@ -266,6 +270,8 @@ def make_portable(model: TimNetPreTrainedModel, extractor: TimNetFeatureExtracto
     type(model).register_for_auto_class(role[type(model).__name__])
     type(extractor).register_for_auto_class()
     model.config.auto_map = dict(AUTO_MAP)
+    for name, value in _custom_pipelines().items():
+        setattr(model.config, name, value)
 
 
 def _custom_pipelines() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .output_folder import in_one_step
+
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     """A figure that belongs to no global state, so that nothing needs a display or closing."""
@@ -21,7 +23,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Software": None})
+    with in_one_step(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def confusion(counts: np.ndarray, labels: Sequence[str], path: Path) -> None:

@@ -20,6 +20,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,8 @@ WHAT_THIS_IS_NOT = f"""<h2 id="what-this-is-not">What this is not</h2>
 Up to {MAX_MINUTES} minutes and {MAX_FILE_SIZE_MB} MB a recording, as wav, flac, ogg or mp3;
 up to {BATCH_LIMIT} files at a time.
 """
+#: Gradio's own grey on white is too pale to read.
+GREY = "*neutral_500"
 #: Comes with Gradio. Its semi-bold, which the theme would take, lacks most letters.
 FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
 CSS = """
@@ -345,6 +350,17 @@ async def _refuse_address(url: str) -> Any:
     raise _error("Upload the recording itself: this page fetches no address.")
 
 
+def _sweep(folder: Path) -> None:
+    """Delete old files again and again: Gradio forgets the uploads that were broken off."""
+    while True:
+        time.sleep(SWEEP)
+        for path in folder.rglob("*"):
+            with suppress(OSError):  # it went meanwhile
+                # Changed, not modified: copies of the examples keep the time of the originals.
+                if path.is_file() and time.time() - path.stat().st_ctime > KEPT + SWEEP:
+                    path.unlink()
+
+
 def main() -> None:
     """Load the default checkpoint, then serve the page until it is stopped."""
     checkpoints = Checkpoints(named_sources())
@@ -356,12 +372,15 @@ def main() -> None:
     folder = tempfile.mkdtemp(prefix="timnet-space-")
     os.environ["GRADIO_TEMP_DIR"] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    threading.Thread(target=_sweep, args=(Path(folder),), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # A request may name an address instead of an uploaded file, and Gradio would fetch it.
     gr.processing_utils.async_ssrf_protected_get = _refuse_address
     clips = Path(os.environ.get("TIMNET_EXAMPLES") or HERE / "examples")
     build(checkpoints, sorted(clips.glob("*.flac"))).launch(
-        theme=gr.themes.Default(primary_hue="teal", secondary_hue="teal", font=FONT),
+        theme=gr.themes.Default(primary_hue="teal", secondary_hue="teal", font=FONT).set(
+            block_info_text_color=GREY, body_text_color_subdued=GREY
+        ),
         css=CSS,
         max_file_size=f"{MAX_FILE_SIZE_MB}mb",
         footer_links=["api", "settings"],

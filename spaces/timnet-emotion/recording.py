@@ -7,6 +7,7 @@ looked at, and a recording that goes on for too long is left where the limit is.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,10 @@ def load_recording(path: str, sampling_rate: int, max_minutes: float = MAX_MINUT
     waveform, rate = read_recording(path, max_minutes)
     if rate == sampling_rate:
         return waveform
-    return soxr.resample(waveform, rate, sampling_rate, quality="HQ")
+    resampled = soxr.resample(waveform, rate, sampling_rate, quality="HQ")
+    # soxr rounds the length, to nothing for a sample or two; `timnet` rounds it up.
+    length = math.ceil(len(waveform) * (sampling_rate / rate))
+    return np.pad(resampled, (0, max(0, length - len(resampled))))
 
 
 def read_recording(path: str, max_minutes: float = MAX_MINUTES) -> tuple[np.ndarray, int]:

@@ -6,9 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    # Loads nothing. Where transformers saves a model with its code, it follows imports to the files
+    # that belong to it; the pipeline is one of them, and nothing else here leads to it.
+    from .pipeline_timnet import TimNetTimelinePipeline  # noqa: F401
 
 #: The paper's four ablations, as keyword arguments of :class:`TimNetConfig`.
 ABLATIONS: dict[str, dict[str, bool]] = {
@@ -20,6 +25,9 @@ ABLATIONS: dict[str, dict[str, bool]] = {
 
 #: Frames that one layer may look back: hours of audio, and a bound on the memory it takes.
 MAX_REACH = 2**20
+
+#: Labels of one network: a file that claims millions would fill the memory with their names.
+MAX_LABELS = 10_000
 
 #: Field → its kind, a test, and what the test demands.
 _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
@@ -120,9 +128,22 @@ class TimNetConfig(PreTrainedConfig):
                 f"{self.kernel_size} a layer looks back more than {MAX_REACH} frames. "
                 "Take fewer blocks or taps."
             )
+        count = kwargs.get("num_labels")
+        if count is not None and not (isinstance(count, Integral) and count <= MAX_LABELS):
+            raise ValueError(f"num_labels must be an integer up to {MAX_LABELS}, not {count!r}.")
+        # pipeline() takes a task that config.json names from the folder and asks for trust in it,
+        # even where it knows that task. The package registers it, so its own code is to be taken.
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if not self.num_labels or self.num_labels < 1:
             raise ValueError("A classifier needs at least one label: check num_labels or id2label.")
+        names: Any = self.id2label
+        if set(names) != set(range(len(names))) or len(names) > MAX_LABELS:
+            raise ValueError(
+                f"id2label must name the outputs from 0 to {len(names) - 1}, at most {MAX_LABELS}; "
+                f"it names {sorted(names)[:5]} …"
+            )
 
     @property
     def num_streams(self) -> int:

@@ -15,17 +15,33 @@ Two presets:
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Sequence
-from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from torchaudio.functional import create_dct, melscale_fbanks
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 from transformers.utils.generic import TensorType
+
+from .mfcc_timnet import (
+    analysis_window,
+    as_samples,
+    band_power,
+    centre,
+    cosine_transform,
+    mel_filters,
+)
+from .speaker_timnet import (
+    SpeakerError,
+    SpeakerProfile,
+    blend,
+    feature_settings,
+    make_profile,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -69,9 +85,6 @@ _RANGES: dict[str, tuple[type, float, float, bool]] = {
     "trim_db": (Real, 1, 1_000, True),
     "num_samples": (Integral, 1, 100_000_000, True),
 }
-
-#: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
-MAX_AMPLITUDE = 1e5
 
 #: Power of a frame (sum over mel bands) under which a clip counts as digital silence.
 SILENCE_POWER = 1e-10
@@ -231,41 +244,88 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
             ValueError: The waveform is empty, not one-dimensional, holds integers, or has samples
                 that are NaN, infinite or beyond ±100,000.
         """
-        samples = _as_samples(waveform)
+        samples = as_samples(waveform)
         if self.num_samples is not None:
-            samples = _centre(samples, self.num_samples)
-        window, mel, dct = _analysis(
+            samples = centre(samples, self.num_samples)
+        window = analysis_window(self.win_length, self.n_fft)
+        mel = mel_filters(
             self.sampling_rate,
             self.n_fft,
-            self.win_length,
             self.num_mel_bins,
             self.min_frequency,
             self.max_frequency,
-            self.feature_size,
         )
-        padded = torch.nn.functional.pad(samples, (self.n_fft // 2, self.n_fft // 2))
-        spectrum = torch.fft.rfft(padded.unfold(0, self.n_fft, self.hop_length) * window)
-        power = (spectrum.real.square() + spectrum.imag.square()) @ mel
+        power = band_power(samples, window, self.hop_length, mel)
         reference = 1.0
         frame_power = power.sum(1)
         loudest = float(frame_power.max())
         if loudest > SILENCE_POWER and (self.trim_db is not None or self.normalize_level):
-            speech = frame_power > loudest * 10 ** (-(self.trim_db or 40.0) / 10)
+            speech = np.flatnonzero(frame_power > loudest * 10 ** (-(self.trim_db or 40.0) / 10))
             if self.normalize_level:
                 reference = float(frame_power[speech].mean()) / self.num_mel_bins
             if self.trim_db is not None:
-                where = speech.nonzero()
-                power = power[int(where[0]) : int(where[-1]) + 1]
-        decibel = 10 * torch.log10(torch.clamp(power / reference, min=1e-10))
+                power = power[speech[0] : speech[-1] + 1]
+        decibel = 10 * np.log10(np.maximum(power / np.float32(reference), np.float32(1e-10)))
         if self.top_db is not None:
-            decibel = decibel.clamp(min=float(decibel.max()) - self.top_db)
-        return decibel @ dct
+            decibel = np.maximum(decibel, decibel.max() - np.float32(self.top_db))
+        return torch.from_numpy(decibel) @ cosine_transform(self.feature_size, self.num_mel_bins)
 
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
         """Standardise (…, feature_size) with the stored mean and deviation, if there are any."""
         if not self.do_normalize or self.mean is None or self.std is None:
             return features
-        return (features - torch.tensor(self.mean)) / torch.tensor(self.std)
+        mean, std = (np.asarray(values, dtype=np.float32) for values in (self.mean, self.std))
+        return (features - torch.from_numpy(mean)) / torch.from_numpy(std)
+
+    def describe_speaker(self, name: str, waveforms: Sequence[np.ndarray]) -> SpeakerProfile:
+        """What is kept of a voice that is enrolled, see :mod:`timnet_hf.speaker_timnet`.
+
+        Args:
+            name: The speaker's name.
+            waveforms: Recordings of this voice alone, each (samples,) at ``sampling_rate``; ten
+                are plenty, and the more moods they are spoken in the better.
+
+        Raises:
+            ValueError: There is no waveform, or one that :meth:`extract` refuses.
+        """
+        clips = [self.extract(waveform).numpy() for waveform in waveforms]
+        return make_profile(name, clips, feature_settings(self))
+
+    def adapted_to(
+        self, speaker: SpeakerProfile | dict[str, Any] | str | os.PathLike[str]
+    ) -> TimNetFeatureExtractor:
+        """A copy that standardises by an enrolled voice instead of the training speakers.
+
+        Every pipeline takes it as its ``feature_extractor``.
+
+        Args:
+            speaker: A profile, or the JSON file that ``timnet enroll`` wrote.
+
+        Raises:
+            SpeakerError: It is no profile, it was made with other features, or this extractor has
+                no training statistics to fall back on.
+            OSError: The file cannot be read.
+        """
+        profile = SpeakerProfile.load(speaker)
+        if self.mean is None or self.std is None or not self.do_normalize:
+            raise SpeakerError(
+                "This model does not standardise its features, so it cannot be adapted to a voice. "
+                "Use one that was trained with the default recipe."
+            )
+        differing = [
+            setting
+            for setting, value in feature_settings(self).items()
+            if profile.features.get(setting) != value
+        ]
+        if differing or len(profile.mean) != self.feature_size:
+            raise SpeakerError(
+                f"{profile.name}: enrolled with another {', '.join(differing) or 'feature_size'} "
+                "than this model's features have. Enrol the voice again with this model."
+            )
+        mean, std = blend(profile, self.mean, self.std)
+        adapted = copy.deepcopy(self)
+        adapted.mean, adapted.std = mean.tolist(), std.tolist()
+        return adapted
 
     def __call__(
         self,
@@ -338,69 +398,6 @@ def _as_batch(raw_speech: Any) -> list[Any]:
     if len(raw_speech) and isinstance(raw_speech[0], (np.ndarray, torch.Tensor, list, tuple)):
         return list(raw_speech)
     return [raw_speech]
-
-
-def _as_samples(waveform: Any) -> torch.Tensor:
-    if isinstance(waveform, np.ndarray) and not waveform.flags.writeable:
-        waveform = waveform.copy()  # as a decoder's buffer is; torch would warn of sharing it
-    samples = torch.as_tensor(waveform).detach()
-    if samples.ndim != 1:
-        raise ValueError(
-            f"Expected a mono waveform (samples,), got shape {tuple(samples.shape)}. "
-            "Mix the channels down first."
-        )
-    if samples.numel() == 0:
-        raise ValueError("The waveform is empty. Pass at least one sample.")
-    if not samples.is_floating_point():
-        raise ValueError(
-            f"The waveform holds {samples.dtype} values. Pass floating-point samples within ±1: "
-            "16-bit integers divided by 32768."
-        )
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
-    peak = float(samples.abs().max())
-    if peak > MAX_AMPLITUDE:
-        raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
-    return samples.to("cpu", torch.float32)
-
-
-def _centre(samples: torch.Tensor, length: int) -> torch.Tensor:
-    """Pad with zeros, or crop, to ``length``, the odd sample of a pad at the end."""
-    excess = samples.numel() - length
-    if excess >= 0:
-        return samples[excess // 2 : excess // 2 + length]
-    before = -excess // 2
-    return torch.nn.functional.pad(samples, (before, -excess - before))
-
-
-@lru_cache(maxsize=16)
-def _analysis(
-    sampling_rate: int,
-    n_fft: int,
-    win_length: int,
-    num_mel_bins: int,
-    min_frequency: float,
-    max_frequency: float,
-    feature_size: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Window (n_fft,), mel filters (bins, mels) and orthonormal DCT-II (mels, coefficients).
-
-    They are computed from the settings and never saved: a feature extractor's JSON holds settings.
-    """
-    window = torch.zeros(n_fft)
-    start = (n_fft - win_length) // 2
-    window[start : start + win_length] = torch.hann_window(win_length, periodic=True)
-    mel = melscale_fbanks(
-        n_fft // 2 + 1,
-        min_frequency,
-        max_frequency,
-        num_mel_bins,
-        sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    dct = create_dct(feature_size, num_mel_bins, norm="ortho")
-    return window, mel, dct
 
 
 __all__ = ["PAPER_NUM_SAMPLES", "PRESETS", "TimNetFeatureExtractor"]

@@ -4,10 +4,12 @@
 Written from the description of Ye, Wen, Wei, Xu, Liu and Shan, "Temporal Modeling Matters: A Novel
 Temporal Emotional Modeling Approach for Speech Emotion Recognition", ICASSP 2023, arXiv 2211.08233.
 
-The two streams share no weights but have the same shape, so they run side by side as the two
-groups of one grouped convolution. Inside the network a batch is laid out as ::
+The two streams share no weights but have the same shape, so they run side by side. Inside the
+network a batch is laid out as ::
 
-    (batch, streams · hidden_size, frames)      streams = [past → future, future → past]
+    (streams, frames, batch, hidden_size)      streams = [past → future, future → past]
+
+so that a causal shift is a slice of whole rows, and a convolution one matrix product a stream.
 
 Padding never reaches an answer. Each clip's valid frames are first moved to the front of its row,
 in time order for one stream and in reverse order for the other. A causal convolution looks only
@@ -32,6 +34,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
+from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling
 
 
 @dataclass
@@ -55,71 +58,6 @@ class TimNetModelOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class TimNetBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over (batch, frames) whose batch statistics leave padding out."""
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
-    momentum: float
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalise (batch, channels, frames); mask (batch, 1, frames): 1 valid, 0 padding."""
-        if not self.training:
-            return super().forward(hidden)
-        # Gradient checkpointing runs a block again inside the backward pass: the same batch must
-        # not count twice in the running statistics.
-        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if mask is None and not again:
-            return super().forward(hidden)
-        if mask is None:
-            weights = (self.running_mean, self.running_var, self.weight, self.bias)
-            return F.batch_norm(hidden, *weights, training=True, momentum=0.0, eps=self.eps)
-        # Plain sums over the valid frames, in float32: a reduction over two axes at once is slow on
-        # a CPU, and bfloat16 cannot count past 256.
-        values = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        count = mask.sum(dtype=values.dtype).clamp(min=1)
-        valid = values * mask
-        mean = valid.sum(-1).sum(0) / count
-        variance = ((valid * values).sum(-1).sum(0) / count - mean.square()).clamp(min=0)
-        if not again:
-            with torch.no_grad():
-                unbiased = variance * (count / (count - 1).clamp(min=1))
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-                self.num_batches_tracked.add_(1)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None], values, scale[:, None]).to(hidden.dtype)
-
-
-class TimNetCausalLayer(nn.Module):
-    """Causal dilated convolution → batch norm → ReLU → whole-channel dropout.
-
-    With two taps and dilation d the output at frame t sees frames t - d and t: ::
-
-        zeros  x0  x1  x2  x3
-          └─d──┴─→ y   y   y        frames before the first count as zero
-    """
-
-    def __init__(self, config: TimNetConfig, dilation: int):
-        super().__init__()
-        channels = config.num_streams * config.hidden_size
-        self.reach = (config.kernel_size - 1) * dilation
-        self.conv = nn.Conv1d(
-            channels, channels, config.kernel_size, dilation=dilation, groups=config.num_streams
-        )
-        self.norm = TimNetBatchNorm(
-            channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum
-        )
-        self.dropout = nn.Dropout1d(config.hidden_dropout_prob)
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Map (batch, channels, frames) to the same shape."""
-        hidden = self.conv(F.pad(hidden, (self.reach, 0)))
-        return self.dropout(F.relu(self.norm(hidden, mask)))
-
-
 class TimNetBlock(GradientCheckpointingLayer):
     """Temporal-aware block: two causal layers make a gate in (0, 1) for the block's input."""
 
@@ -129,41 +67,8 @@ class TimNetBlock(GradientCheckpointingLayer):
         self.layer2 = TimNetCausalLayer(config, dilation)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Map (batch, channels, frames) to the same shape."""
+        """Map (streams, frames, batch, hidden_size) to the same shape."""
         return hidden * torch.sigmoid(self.layer2(self.layer1(hidden, mask), mask))
-
-
-class TimNetPooling(nn.Module):
-    """A scale's frames → one vector, over valid frames only."""
-
-    def __init__(self, config: TimNetConfig):
-        super().__init__()
-        self.num_streams = config.num_streams
-        self.statistics = config.pooling == "statistics"
-
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Pool (batch, streams · hidden_size, frames) to (batch, pooled_size)."""
-        mean = _masked_mean(hidden, mask)
-        if not self.statistics:
-            return mean.unflatten(1, (self.num_streams, -1)).sum(1)
-        # The small constant keeps the gradient of the root finite where a channel is constant.
-        centred = hidden - mean.unsqueeze(-1)
-        deviation = torch.sqrt(_masked_mean(centred.square(), mask) + 1e-6)
-        if hidden.shape[-1] == 1:
-            change = torch.zeros_like(mean)
-        else:
-            pairs = None if mask is None else mask[..., 1:]
-            change = _masked_mean((hidden[..., 1:] - hidden[..., :-1]).abs(), pairs)
-        return torch.cat((mean, deviation, change), dim=1)
-
-
-def _masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of (batch, channels, frames) over the frames where mask (batch, 1, frames) is 1."""
-    if mask is None:
-        return values.mean(-1)
-    # Mean over all frames, then put right: a sum would overflow float16, and a count bfloat16.
-    excess = mask.shape[-1] / mask.sum(-1, dtype=torch.float32).clamp(min=1)
-    return (values * mask).mean(-1) * excess.to(values.dtype)
 
 
 class TimNetScaleNorm(nn.BatchNorm1d):
@@ -220,12 +125,11 @@ class TimNetPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, TimNetBatchNorm):
+        elif isinstance(module, nn.BatchNorm1d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, buffer in module.named_buffers():
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
         elif isinstance(module, TimNetFusion) and module.learned:
             if self.config.fusion_init == "mean":
                 init.constant_(module.weight, 1 / module.num_scales)
@@ -238,10 +142,7 @@ class TimNetModel(TimNetPreTrainedModel):
 
     def __init__(self, config: TimNetConfig):
         super().__init__(config)
-        channels = config.num_streams * config.hidden_size
-        self.embed = nn.Conv1d(
-            config.num_streams * config.input_size, channels, 1, groups=config.num_streams
-        )
+        self.embed = TimNetConv(config.input_size, config.hidden_size, config.num_streams)
         self.blocks = nn.ModuleList(
             TimNetBlock(config, 2**index) for index in range(config.num_hidden_layers)
         )
@@ -259,6 +160,10 @@ class TimNetModel(TimNetPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The 1×1 convolution that every frame enters through."""
         return self.embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
+        self.embed = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(
@@ -294,7 +199,8 @@ class TimNetModel(TimNetPreTrainedModel):
 
         streams = self.config.num_streams
         order, mask = _reading_orders(attention_mask, input_values, streams)
-        views = _read([input_values] * streams, order).transpose(1, 2)
+        # A copy: what follows wants its rows side by side in memory.
+        views = _read([input_values] * streams, order).contiguous()
         if mask is not None:
             # Whatever stands in the padding, even NaN, is gone before anything is multiplied by 0.
             views = views.masked_fill(~mask, 0)
@@ -306,8 +212,8 @@ class TimNetModel(TimNetPreTrainedModel):
             # asked for. Nothing is kept, and nothing detours, where it is not.
             if not output_hidden_states:
                 return hidden
-            states.append(_restore(hidden, order, mask, streams))
-            return _read(states[-1].chunk(streams, dim=-1), order).transpose(1, 2).contiguous()
+            states.append(_restore(hidden, order, mask))
+            return _read(states[-1].chunk(streams, dim=-1), order).contiguous()
 
         hidden = keep(self.embed(views))
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
@@ -321,7 +227,7 @@ class TimNetModel(TimNetPreTrainedModel):
         fused, weights = self.fusion(scale_vectors)
 
         return TimNetModelOutput(
-            last_hidden_state=states[-1] if states else _restore(hidden, order, mask, streams),
+            last_hidden_state=states[-1] if states else _restore(hidden, order, mask),
             pooler_output=fused,
             scale_vectors=scale_vectors,
             fusion_weights=weights,
@@ -336,7 +242,7 @@ def _reading_orders(
 
     Returns:
         For each stream the frame indices (batch, frames) in reading order, and the mask
-        (batch, 1, frames) of the valid frames in that order. Both None where nothing is padded.
+        (frames, batch, 1) of the valid frames in that order. Both None where nothing is padded.
     """
     if attention_mask is None:
         return None, None
@@ -354,29 +260,32 @@ def _reading_orders(
     if num_streams == 2:
         mirrored = torch.where(within, length - 1 - position, position)
         orders.append(forward.gather(1, mirrored))
-    return orders, within.unsqueeze(1)
+    return orders, within.t().unsqueeze(-1)
 
 
 def _read(parts: Sequence[torch.Tensor], order: list[torch.Tensor] | None) -> torch.Tensor:
-    """Take each stream's frames (batch, frames, size) in its reading order, side by side."""
+    """Stack the streams' frames, each (batch, frames, size), every one in its reading order.
+
+    Returns:
+        (streams, frames, batch, size).
+    """
     if order is None:
-        return torch.cat([parts[0], *(part.flip(1) for part in parts[1:])], dim=-1)
-    pairs = zip(parts, order, strict=True)
-    taken = [part.gather(1, index.unsqueeze(-1).expand_as(part)) for part, index in pairs]
-    return torch.cat(taken, dim=-1)
+        taken = [parts[0], *(part.flip(1) for part in parts[1:])]
+    else:
+        pairs = zip(parts, order, strict=True)
+        taken = [part.gather(1, at.unsqueeze(-1).expand_as(part)) for part, at in pairs]
+    return torch.stack(taken).transpose(1, 2)
 
 
 def _restore(
-    hidden: torch.Tensor,
-    order: list[torch.Tensor] | None,
-    mask: torch.Tensor | None,
-    num_streams: int,
+    hidden: torch.Tensor, order: list[torch.Tensor] | None, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Undo the reading order: (batch, channels, frames) → time order (batch, frames, channels)."""
+    """Undo the reading order: (streams, …) → time order (batch, frames, streams · hidden_size)."""
     if order is not None and mask is not None:
         hidden = hidden * mask
         order = [torch.argsort(index, dim=1) for index in order]
-    return _read(hidden.transpose(1, 2).chunk(num_streams, dim=-1), order)
+    streams = [stream.transpose(0, 1) for stream in hidden.unbind()]
+    return torch.cat(_read(streams, order).transpose(1, 2).unbind(), dim=-1)
 
 
 class TimNetForAudioClassification(TimNetPreTrainedModel):

@@ -34,8 +34,9 @@ class TimNetTimelinePipeline(Pipeline):
             utterances that the model learns from.
         hop: Seconds from one window to the next, and the grain of the events; at least 0.05, at
             most ``window``.
-        vad: How silence is told from speech: ``"energy"``, by its level, or ``"silero"``, by the
-            silero-vad network where that is installed.
+        vad: What is left out. ``"energy"``: silence, by its level. ``"silero"``: all but speech,
+            music and noise too, by the silero-vad network (``pip install silero-vad``, or the
+            package's extra ``vad``).
         batch_size: Windows that go through the model in one call; 16 by default.
 
     All but the first may be given at the call too. The model is put into evaluation mode.

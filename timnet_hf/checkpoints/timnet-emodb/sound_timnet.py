@@ -4,7 +4,8 @@
 These files also travel without the rest of the package. Where it is installed its decoder is used,
 so a recording gives the same samples on every way in; without it soundfile decodes and soxr
 resamples just the same, and torchaudio stands in for soxr. Whatever is optional is imported inside
-a ``try``, which the Hub's check of custom code takes as optional too.
+a ``try``, which the Hub's check of custom code takes as optional too. torch is imported where it is
+needed: a timeline by ONNX Runtime does without.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
-from torchaudio.functional import resample as torchaudio_resample
 
 
 def decode_blocks(
@@ -126,13 +125,16 @@ class StreamResampler:
 
     def _run(self, block: np.ndarray) -> np.ndarray:
         """Resample with torchaudio what lies between one margin behind and one margin ahead."""
+        import torch
+        from torchaudio.functional import resample
+
         held = np.concatenate((self._held, block))
         body = max(0, (len(held) - 2 * self._margin) // self._orig * self._orig)
         self._held = held[body:].copy()
         if not body:
             return np.zeros(0, dtype=np.float32)
         piece = torch.from_numpy(held[: body + 2 * self._margin])
-        done = torchaudio_resample(piece, self._orig, self._new, lowpass_filter_width=64).numpy()
+        done = resample(piece, self._orig, self._new, lowpass_filter_width=64).numpy()
         first = self._margin // self._orig * self._new
         return done[first : first + body // self._orig * self._new]
 
@@ -185,6 +187,10 @@ class EnergyDetector:
 class SileroDetector:
     """Tells speech from everything else with the silero-vad network.
 
+    Music, traffic and a tone are sound to :class:`EnergyDetector`, and get a label like a voice
+    does; here they are left out. The network hears 32 ms at a time and calls speech what it gives
+    a probability of at least one half.
+
     Args:
         sampling_rate: Of the frames, in Hz; the network hears them at 16 kHz.
 
@@ -203,6 +209,10 @@ class SileroDetector:
             ) from error
         self.frame_length = round(512 / 16_000 * sampling_rate)
         self._rate = sampling_rate
+        import torch
+        from torchaudio.functional import resample
+
+        self._torch, self._resample = torch, resample
         self._network = load_silero_vad()  # it remembers what it heard: one for each stream
         self._before = np.zeros(self.frame_length, dtype=np.float32)
 
@@ -215,11 +225,12 @@ class SileroDetector:
         return []
 
     def _is_speech(self, frame: np.ndarray) -> bool:
+        torch = self._torch
         samples = torch.from_numpy(frame.astype(np.float32))
         if self._rate != 16_000:
             pair = np.concatenate((self._before, frame)).astype(np.float32)
             self._before = frame
-            samples = torchaudio_resample(torch.from_numpy(pair), self._rate, 16_000)
+            samples = self._resample(torch.from_numpy(pair), self._rate, 16_000)
             samples = torch.nn.functional.pad(samples, (512, 0))[-512:]
         with torch.no_grad():
             return float(self._network(samples, 16_000)) >= 0.5

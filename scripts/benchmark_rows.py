@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows that time both sides in this process: features, scoring, training steps, bulk scoring.
+
+The clips are noise with the rise and fall of syllables: what they hold does not change the time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from benchmark_limits import (
+    features_seconds,
+    gemm_rate,
+    network_flops,
+    read_seconds,
+)
+from benchmark_timing import Measure, alternate, make_row, milliseconds
+
+from timnet_hf import TimNetFeatureExtractor, load_audio
+from timnet_hf.prediction import TorchScorer, load_model, predict_recordings
+from timnet_hf.recipes import RECIPES
+from timnet_hf.training import build_model
+
+Row = dict[str, Any]
+
+RATE = 16_000
+DURATION = 2.73
+BATCH = 64
+BULK = 256
+#: Files that one side takes in turn: each is timed at its own pace, not with the other's caches.
+TURN = 8
+
+LIBROSA = "librosa (load + mfcc)"
+KERAS = "librosa + the paper's network in Keras, as a graph"
+WAV2VEC = "wav2vec 2.0 base, random weights"
+
+
+def clip(seed: int = 0, duration: float = DURATION, rate: int = RATE) -> np.ndarray:
+    """A waveform (samples,) with the level of speech that comes and goes."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(round(duration * rate)) / rate
+    syllables = 0.05 + np.sin(np.pi * 3 * time + seed) ** 2
+    return (0.05 * syllables * generator.standard_normal(len(time))).astype(np.float32)
+
+
+@contextmanager
+def clip_files(count: int) -> Iterator[list[Path]]:
+    """Clips as 16-bit wav files, in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="timnet-bench-") as folder:
+        paths = [Path(folder) / f"{number:04d}.wav" for number in range(count)]
+        for number, path in enumerate(paths):
+            soundfile.write(path, clip(number), RATE)
+        yield paths
+
+
+def each(paths: list[Path], action: Callable[[Path], Any]) -> Measure:
+    """The time of an action on one file, in ms: the mean of a turn."""
+    turn = milliseconds(lambda: [action(path) for path in paths])
+    return lambda: turn() / len(paths)
+
+
+def rate_of(action: Callable[[], Any], sound: float) -> Measure:
+    """Seconds of sound that an action scores in a second."""
+    turn = milliseconds(action)
+    return lambda: 1000 * sound / turn()
+
+
+def librosa_features(extractor: TimNetFeatureExtractor, path: Path) -> np.ndarray:
+    """The same analysis by librosa (frames, coefficients), without what only ours does.
+
+    That is setting the level, and leaving out silence at the ends.
+    """
+    waveform, rate = librosa.load(path, sr=extractor.sampling_rate)
+    if extractor.num_samples is not None:
+        waveform = librosa.util.fix_length(waveform, size=extractor.num_samples)
+    return librosa.feature.mfcc(
+        y=waveform,
+        sr=rate,
+        n_mfcc=extractor.feature_size,
+        n_fft=extractor.n_fft,
+        win_length=extractor.win_length,
+        hop_length=extractor.hop_length,
+        n_mels=extractor.num_mel_bins,
+        fmin=extractor.min_frequency,
+        fmax=extractor.max_frequency,
+    ).T
+
+
+@lru_cache
+def keras_timnet() -> Any:
+    """The module with the Keras network; TensorFlow is given one thread before it starts."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    import keras_timnet as module
+
+    return module
+
+
+@lru_cache
+def keras_scorer() -> Callable[[np.ndarray], np.ndarray]:
+    """Features (batch, frames, 39) → labels (batch,), by the Keras network as a graph."""
+    import tensorflow as tf
+
+    graph = keras_timnet().scoring_graph(keras_timnet().build_keras_timnet(7))
+    return lambda features: graph(tf.constant(features, tf.float32)).numpy().argmax(-1)
+
+
+@lru_cache
+def wav2vec_scorer() -> Callable[[np.ndarray], np.ndarray]:
+    """Waveforms (batch, samples) → labels (batch,), by wav2vec 2.0 base with random weights."""
+    from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
+
+    model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(num_labels=7)).eval()
+
+    @torch.inference_mode()
+    def score(waveforms: np.ndarray) -> np.ndarray:
+        return model(torch.from_numpy(waveforms)).logits.argmax(-1).numpy()
+
+    return score
+
+
+def scoring_seconds(
+    model: torch.nn.Module, extractor: TimNetFeatureExtractor, path: Path, samples: int
+) -> float:
+    """The machine's limit for one file → label."""
+    network = network_flops(model, samples // extractor.hop_length + 1) / gemm_rate()
+    return read_seconds(path) + features_seconds(extractor, samples) + network
+
+
+def features_row(preset: str) -> Callable[[str, int], Row]:
+    """File → features."""
+
+    def run(name: str, rounds: int) -> Row:
+        extractor = TimNetFeatureExtractor.from_preset(preset)
+        rate = extractor.sampling_rate
+        with clip_files(TURN) as paths:
+            ours, other = alternate(
+                each(paths, lambda path: extractor.extract(load_audio(path, rate))),
+                each(paths, lambda path: librosa_features(extractor, path)),
+                max(rounds, 50),
+            )
+            limit = read_seconds(paths[0]) + features_seconds(extractor, round(DURATION * rate))
+        return make_row(name, LIBROSA, ours, other, "ms", 1000 * limit)
+
+    return run
+
+
+def clip_row(against: str) -> Callable[[str, int], Row]:
+    """File → label, one clip, by the model that comes with the package."""
+
+    def run(name: str, rounds: int) -> Row:
+        model, extractor = load_model()
+        scorer = TorchScorer(model, extractor)
+
+        def other(path: Path) -> Any:
+            if against == WAV2VEC:
+                return wav2vec_scorer()(load_audio(path, RATE)[None])
+            return keras_scorer()(librosa_features(extractor, path)[None])
+
+        with clip_files(1 if against == WAV2VEC else TURN) as paths:
+            times = alternate(
+                each(paths, lambda path: next(iter(predict_recordings([path], scorer))).label),
+                each(paths, other),
+                rounds if against == WAV2VEC else max(rounds, 50),
+            )
+            limit = scoring_seconds(model, extractor, paths[0], round(DURATION * RATE))
+        return make_row(name, against, *times, "ms", 1000 * limit)
+
+    return run
+
+
+def batch_row(against: str) -> Callable[[str, int], Row]:
+    """64 waveforms in memory → labels."""
+
+    def run(name: str, rounds: int) -> Row:
+        model, extractor = load_model()
+        waveforms = np.stack([clip(seed) for seed in range(BATCH)])
+
+        scorer = TorchScorer(model, extractor)
+
+        def ours() -> Any:
+            return scorer.score(list(waveforms))[0].argmax(-1)
+
+        def other() -> Any:
+            if against == WAV2VEC:  # eight at a time: all at once take gigabytes, and no less time
+                return [wav2vec_scorer()(part) for part in np.split(waveforms, BATCH // 8)]
+            features = librosa.feature.mfcc(
+                y=waveforms, sr=RATE, n_mfcc=39, n_fft=1024, win_length=800, hop_length=320,
+                n_mels=64, fmin=50, fmax=7600,
+            )  # fmt: skip
+            return keras_scorer()(features.transpose(0, 2, 1))
+
+        times = alternate(milliseconds(ours), milliseconds(other), rounds, warm_up=1)
+        samples = waveforms.shape[1]
+        flops = network_flops(model, samples // extractor.hop_length + 1)
+        limit = BATCH * (features_seconds(extractor, samples) + flops / gemm_rate())
+        return make_row(name, against, *times, "ms", 1000 * limit)
+
+    return run
+
+
+def training_row(name: str, rounds: int) -> Row:
+    """One optimiser step of the paper's recipe on features in memory."""
+    import tensorflow as tf
+
+    frames, labels = 188, 7
+    features = torch.randn(BATCH, frames, 39)
+    targets = torch.arange(BATCH) % labels
+    model = build_model(RECIPES["paper"], [str(label) for label in range(labels)]).train()
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=1e-3, betas=(0.93, 0.98), eps=1e-8, fused=True
+    )
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def ours() -> float:
+        optimizer.zero_grad()
+        loss = criterion(model(features).logits, targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    step = keras_timnet().training_graph(keras_timnet().build_keras_timnet(labels))
+    given = tf.constant(features.numpy()), tf.one_hot(targets.numpy(), labels)
+    times = alternate(milliseconds(ours), milliseconds(lambda: step(*given).numpy()), rounds)
+    # Backward multiplies each matrix twice: by the gradient for the input, and for the weights.
+    limit = 3 * BATCH * network_flops(model, frames) / gemm_rate()
+    return make_row(name, "the same network in Keras, as a graph", *times, "ms", 1000 * limit)
+
+
+def bulk_row(name: str, rounds: int) -> Row:
+    """A folder of wav files → a table of scores, in seconds of sound a second."""
+    from timnet_hf.scoring import score
+
+    model, extractor = load_model()
+    sound = BULK * DURATION
+    with clip_files(BULK) as paths, tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "scores.parquet"
+
+        def ours() -> None:
+            output.unlink(missing_ok=True)
+            summary = score(paths[0].parent, output, workers=1)
+            assert (summary.rows, summary.errors) == (BULK, 0)
+
+        def other() -> None:
+            for path in paths:
+                keras_scorer()(librosa_features(extractor, path)[None])
+
+        rates = alternate(rate_of(ours, sound), rate_of(other, sound), rounds, warm_up=1)
+        limit = scoring_seconds(model, extractor, paths[0], round(DURATION * RATE))
+    unit = "× real time"
+    return make_row(name, KERAS, *rates, unit, DURATION / limit, more_is_better=True)
+
+
+ROWS: dict[str, Callable[[str, int], Row]] = {
+    "file → features, default preset": features_row("default"),
+    "file → features, paper preset": features_row("paper"),
+    "file → label, one clip": clip_row(KERAS),
+    "file → label, one clip, large model": clip_row(WAV2VEC),
+    "64 waveforms → labels": batch_row(KERAS),
+    "64 waveforms → labels, large model": batch_row(WAV2VEC),
+    "training step, 64 × 188 frames": training_row,
+    "folder of wav files → scores": bulk_row,
+}
+
+__all__ = ["ROWS", "clip_files", "librosa_features"]

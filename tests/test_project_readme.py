@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The project's README: its commands and its code run as they are written.
+
+The words in capitals are files and folders of these names here; a Hub id is the shipped checkpoint,
+and trainings are those of the tiny recipe.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import zipfile
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from timnet_hf import TimNetFeatureExtractor, recipes, reporting, space
+from timnet_hf.corpora import CORPORA
+from timnet_hf.prediction import CHECKPOINTS
+
+from .conftest import REPOSITORY, synthesise_speech
+from .test_conversion import keras_layers, make_model, write
+from .test_corpus_download import tiny_emodb
+from .timnet_command import Timnet, in_this_process
+from .tiny_training import tiny_recipe, write_recordings
+
+TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith(("timnet ", ".venv/bin/timnet "))]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the README names."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("FILE…", "your.wav", "call.wav"):
+        soundfile.write(folder / name, synthesise_speech(4.0), 16_000, format="WAV")
+    write_recordings(folder / "FOLDER")
+    with zipfile.ZipFile(BytesIO(tiny_emodb())) as archive:
+        archive.extractall(folder / "DATA" / "emodb")
+    voice = [synthesise_speech(4.0)]
+    extractor = TimNetFeatureExtractor.from_pretrained(CHECKPOINTS / "timnet-emodb")
+    extractor.describe_speaker("anna", voice).save(folder / "anna.json")
+    write(folder / "WEIGHTS.hdf5", keras_layers(make_model(num_labels=4)))
+    return folder
+
+
+@pytest.fixture
+def timnet(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Timnet:
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(recipes, "RECIPES", {"default": tiny_recipe(num_train_epochs=1)})
+    monkeypatch.setattr(reporting, "BOOTSTRAP_ROUNDS", 10)
+    monkeypatch.setattr(space, "launch_space", lambda *_, **__: 0)
+    monkeypatch.setitem(CORPORA, "emodb", replace(CORPORA["emodb"], checksum=None))
+    return in_this_process(monkeypatch, capsys)
+
+
+def test_there_are_commands_to_try() -> None:
+    assert len(COMMANDS) >= 10
+
+
+def test_every_command_runs_as_written(timnet: Timnet, world: Path) -> None:
+    """In their order: later ones use what earlier ones made."""
+    for line in COMMANDS:
+        words = shlex.split(line, comments=True)[1:]
+        ended = timnet(*words)
+        assert ended.status == 0, f"{line}\n{ended.err}"
+    assert (world / "my-model" / "model.safetensors").is_file()
+
+
+def test_every_target_of_make_is_there() -> None:
+    targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    named = set(
+        re.findall(r"\bmake (\w+)\b", "\n".join(LINES) + " ".join(re.findall("`.+?`", TEXT)))
+    )
+    assert named and named <= set(targets)
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    links = re.findall(r"\]\(([\w./-]+)\)", TEXT)
+    assert links and all((REPOSITORY / link).exists() for link in links)
+    table = TEXT.partition("## How it is built")[2].partition("Data flows")[0]
+    names = re.findall(r"`([\w*]+\.py)`", table)
+    assert len(names) > 10
+    assert all(list((REPOSITORY / "timnet_hf").glob(name)) for name in names)
+
+
+def test_the_code_runs_as_written(
+    world: Path, ffmpeg: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    blocks = iter(np.split(synthesise_speech(4.0, 48_000), 8))
+    names: dict[str, Any] = {"blocks": blocks}
+    for kind, block in BLOCKS:
+        if kind == "python":
+            local = str(CHECKPOINTS / "timnet-emodb")
+            exec(compile(block.replace("org/timnet-emodb", local), "README.md", "exec"), names)
+    assert "events" in names and "classifier" in names
