@@ -111,6 +111,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 def _marginal(files: list[str], seconds: float, workers: int) -> dict[str, float]:
     """Cost of an hour of audio in `score`, start-up taken out."""
     spent: dict[int, tuple[float, float]] = {}
+    size = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         for times in (SHORT, LONG):
             manifest = Path(scratch, f"{times}.csv")
@@ -123,7 +124,8 @@ def _marginal(files: list[str], seconds: float, workers: int) -> dict[str, float
                 assert not summary.errors, "recordings that cannot be read cost nothing to score"
 
             spent[times] = _cpu(run)
-            size = output.stat().st_size / (len(files) * times)
+            if times == SHORT:  # a long run repeats itself, which Parquet stores for nothing
+                size = output.stat().st_size / (len(files) * times)
     hours = (LONG - SHORT) * seconds / HOUR
     cpu, wall = ((spent[LONG][part] - spent[SHORT][part]) / hours for part in (0, 1))
     return {

@@ -18,7 +18,7 @@ from timnet_hf.tables import fill_benchmark, fill_markers
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-TEXTS = (ROOT / "README.md",)
+TEXTS = (ROOT / "README.md", ROOT / "MODEL_CARD.md")
 CHECKPOINTS = ROOT / "timnet_hf" / "checkpoints"
 
 

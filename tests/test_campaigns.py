@@ -62,6 +62,26 @@ def test_damaged_files_end_well_or_as_promised(name: str, tmp_path: Path) -> Non
         FUZZ["shutil"].which = which
 
 
+@pytest.mark.parametrize("name", ["config", "preprocessor", "record", "report", "speaker"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"mean": [1' + b"0" * 400 + b'], "std": [1], "frames": 1, "features": {}, "name": "", '
+        b'"recordings": 1}',
+        b"null",
+        b"\xff\xfe",
+        b'{"num_labels": 1e9, "hidden_size": 1e9, "sampling_rate": 1e9}',
+    ],
+    ids=range(6),
+)
+def test_json_that_is_made_to_harm_is_refused(name: str, data: bytes, tmp_path: Path) -> None:
+    reader, promised, _ = FUZZ["make_reader"](name, tmp_path)
+    with pytest.raises(promised):
+        reader(data)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_recordings_that_lie_go_through_everything(tmp_path: Path, ffmpeg: str) -> None:

@@ -40,6 +40,14 @@ EXAMPLES = {
 ASSUMED_WATTS = 100
 
 
+def _template() -> str:
+    """The template, with a checkpoint's own figures where MODEL_CARD.md shows those of all."""
+    text = template_path().read_text(encoding="utf-8")
+    return re.sub(
+        "<!-- results:begin -->.*?<!-- results:end -->", "{{ results }}", text, flags=re.DOTALL
+    )
+
+
 def template_path() -> Path:
     """Where MODEL_CARD.md lies: in the package when it is installed, else in the working tree."""
     installed = Path(__file__).with_name("MODEL_CARD.md")
@@ -106,7 +114,7 @@ def build_card(
     )
     card = ModelCard.from_template(
         _front_matter(record, reports, repo_id),
-        template_path=str(template_path()),
+        template_str=_template(),
         repo_id=repo_id,
         **_about_data(record),
         **_about_training(record, config, extractor, reports),

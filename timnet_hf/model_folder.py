@@ -165,7 +165,7 @@ def verify_model_folder(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         expected = record["model_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HubError(
             f"{folder / RECORD_FILE}: not a training record with the key model_sha256 ({error}). "
             "Save the model again."

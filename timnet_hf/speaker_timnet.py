@@ -90,12 +90,12 @@ class SpeakerProfile:
             name = os.fspath(source)
             try:
                 values = json.loads(Path(source).read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise _not_a_profile(name, "is not JSON") from error
         try:
             profile = cls(**values)
             mean, std = np.asarray(profile.mean, float), np.asarray(profile.std, float)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise _not_a_profile(name, "lacks what a profile holds") from error
         if (
             mean.ndim != 1

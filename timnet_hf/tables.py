@@ -189,7 +189,7 @@ def load_reports(
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             place = (report["corpus"], report["protocol"], report["recipe"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ResultsError(f"{path}: not a report ({error!r}). Make it again.") from error
         if place != path.parts[-4:-1]:
             raise ResultsError(
