@@ -6,7 +6,8 @@ Trained on nine of these actors and judged on the other three, twice. One JSON a
 ``results/research/``; a variant that is there is not run again. ``results/research.md`` says what
 each was expected to bring and what became of it ::
 
-    python scripts/research.py --data-dir ../shared/data frozen width-48 hop-10ms
+    python scripts/research.py --data-dir ../shared/data width-48 hop-12.5ms
+    python scripts/research.py --data-dir ../shared/data        # only the table
 """
 
 from __future__ import annotations
@@ -201,17 +202,54 @@ def normalized(extractor: Any, store: FeatureStore, rows: np.ndarray) -> Any:
     return extractor
 
 
+def table() -> str:
+    """All results so far, best first, as Markdown."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    lines = [
+        "| variant | UAR % | each three actors | enrolled with all | on training | last ten epochs"
+        " within | ECE | parameters |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in sorted(records, key=lambda one: -one["uar"]):
+        seed = f", seed {record['seed']}" if record["seed"] else ""
+        enrolled = record.get("uar_enrolled", {}).get("all")
+        known = "–" if enrolled is None else f"{enrolled:.1f}"
+        lines.append(
+            f"| {record['variant']}{seed} | {record['uar']:.1f} | {_each(record['per_fold'])} "
+            f"| {known} | {_each(record['training_uar'])} "
+            f"| {_each(record['last_ten_epochs_spread'])} | {record['ece']:.3f} "
+            f"| {record['parameters']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def _each(values: list[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def write_table() -> None:
+    """Bring the table in research.md up to date."""
+    path = RESULTS.parent / "research.md"
+    begin, end = "<!-- variants:begin -->\n", "<!-- variants:end -->"
+    head, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, tail = rest.partition(end)
+    path.write_text(f"{head}{begin}\n{table()}\n\n{end}{tail}", encoding="utf-8")
+
+
 def main() -> None:
-    """Run the variants that were named and have no result yet."""
+    """Run the variants that were named and have no result yet, then bring the table up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="+", choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "timnet-research"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if unknown := set(options.variants) - set(VARIANTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     torch.set_num_threads(1)
+    write_table()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in options.variants:
         path = RESULTS / (f"{name}.json" if not options.seed else f"{name}-{options.seed}.json")
@@ -219,6 +257,7 @@ def main() -> None:
             continue
         record = judge(name, VARIANTS[name], options.data_dir, options.cache, options.seed)
         path.write_text(json.dumps(record, indent=1) + "\n")
+        write_table()
         print({key: record[key] for key in list(record)[:-1]}, flush=True)
 
 
