@@ -131,7 +131,7 @@ def test_a_missing_folder_or_a_file_is_an_error(tmp_path) -> None:
         ("file,label\na.wav,sad\n", "must name the columns file_name and label"),
         ("file_name,label,label\n", "each column once"),
         ("file_name,label,path\n", "none path or audio"),
-        ("file_name,label,ro\0m\na.wav,sad,x\n", "each column once"),
+        ("file_name,label,ro\0m\na.wav,sad,x\n", "each column once|NUL"),
         ("file_name,label\n", "lists no recordings"),
         ("file_name,label\na.wav,sad\nb.wav\n", "line 3: not 2 values"),
         ("file_name,label\na.wav,sad,ann\n", "line 2: not 2 values"),

@@ -211,17 +211,30 @@ def test_pipelines_run_in_short_types(dtype, speech):
 # --- switches of training -----------------------------------------------------------------------
 
 
+def switch(model: nn.Module, on: bool) -> None:
+    """Under its name in this version of transformers, or in those before."""
+    name = f"checkpointing_{'enable' if on else 'disable'}"
+    kind = "activation" if hasattr(model, f"activation_{name}") else "gradient"
+    getattr(model, f"{kind}_{name}")()
+
+
+def is_on(model: nn.Module) -> bool:
+    if hasattr(model, "is_activation_checkpointing"):
+        return model.is_activation_checkpointing
+    return model.is_gradient_checkpointing
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_activation_checkpointing_is_off_then_on_then_off_everywhere(cls):
     model = make_model(cls)
     switches = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
     assert any(isinstance(module, GradientCheckpointingLayer) for module in switches)
-    assert not model.is_activation_checkpointing
-    model.activation_checkpointing_enable()
-    assert model.is_activation_checkpointing
+    assert not is_on(model)
+    switch(model, True)
+    assert is_on(model)
     assert all(module.gradient_checkpointing for module in switches)
-    model.activation_checkpointing_disable()
-    assert not model.is_activation_checkpointing
+    switch(model, False)
+    assert not is_on(model)
     assert not any(module.gradient_checkpointing for module in switches)
 
 
@@ -229,10 +242,10 @@ def test_activation_checkpointing_is_off_then_on_then_off_everywhere(cls):
 def test_adapters_switch_activation_checkpointing_too(cls):
     model = make_model(cls)
     model._hf_peft_config_loaded = True  # what loading an adapter leaves; it asks for more
-    model.activation_checkpointing_enable()
-    assert model.is_activation_checkpointing
-    model.activation_checkpointing_disable()
-    assert not model.is_activation_checkpointing
+    switch(model, True)
+    assert is_on(model)
+    switch(model, False)
+    assert not is_on(model)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -242,7 +255,7 @@ def test_the_gradient_reaches_the_first_layer_from_an_input_that_asks_for_it(
 ):
     model = make_model().train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        switch(model, True)
     model.enable_input_require_grads()
     model(**batch, labels=LABELS).loss.backward()
     gradient = model.timnet.embed.weight.grad

@@ -202,7 +202,11 @@ def csv_row(values: Iterable[object]) -> str:
 
 
 def spreadsheet_text(text: str) -> str:
-    """Text that no spreadsheet runs: what looks like the start of a formula gets an apostrophe."""
+    """Text that no spreadsheet runs: what looks like the start of a formula gets an apostrophe.
+
+    A NUL, which many readers of tables stop at, becomes its picture.
+    """
+    text = text.replace("\0", "\u2400")
     return f"'{text}" if re.match(r"\s*[=+\-@＝＋－＠]|[\t\r\n]", text) else text
 
 
