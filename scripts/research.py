@@ -119,7 +119,7 @@ def features_of(recipe: Recipe, data_dir: Path, cache: Path) -> tuple[Any, Featu
         partial = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(partial, **arrays)
         partial.replace(path)
-    with np.load(path) as kept:
+    with np.load(path, allow_pickle=False) as kept:
         features = {
             speed: np.split(kept[f"{speed}"], np.cumsum(kept[f"{speed} frames"])[:-1])
             for speed in sorted({1.0, *recipe.augmentation.speeds})
