@@ -5,9 +5,9 @@
 
 The page runs as it is published, on this machine, with the shipped checkpoint. Visitors upload
 good recordings, broken ones, an hour of sound, files over the limit, slowly, or leave in the
-middle. What must hold: a good recording is never answered with an error (a full queue says so,
-and the visitor comes again), memory does not grow, and no upload is left when the page has ended.
-The figures go to ``results/load.json``; the status is 1 where something did not hold.
+middle. What must hold: a good recording is never answered with an error (a full queue says so, and
+the visitor comes again), memory does not grow, and no upload is left when the page is idle or has
+ended. The figures go to ``results/load.json``; the status is 1 where something did not hold.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,26 @@ def test_one_sample_is_enough(client: Any, tmp_path: Path, rate: int) -> None:
     assert set(scores(call(client, "predict", tmp_path / "one.wav", "first"))) == set(LABELS)
     assert picture_size(call(client, "timeline", tmp_path / "one.wav", "first")[0])
     assert picture_size(call(client, "explain", tmp_path / "one.wav", "first"))
+
+
+def test_a_high_sampling_rate_takes_no_more_memory(tmp_path: Path) -> None:
+    """A minute at 655 kHz is 160 MB; as a FLAC of silence it is 30 kB."""
+    soundfile.write(tmp_path / "fast.flac", np.zeros(60 * 655_350, np.int16), 655_350)
+    load = space_module("recording").load_recording
+    tracemalloc.start()
+    try:
+        waveform = load(str(tmp_path / "fast.flac"), 16_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(waveform) == 60 * 16_000 and peak < 40e6
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 48_000])
+def test_recordings_are_read_as_the_package_reads_them(rate: int, tmp_path: Path) -> None:
+    path = write_speech(tmp_path / "clip.wav", 20.0, rate)
+    found = space_module("recording").load_recording(str(path), 16_000)
+    np.testing.assert_array_equal(found, load_audio(path, 16_000))
 
 
 BAD = {

@@ -8,7 +8,9 @@ looked at, and a recording that goes on for too long is left where the limit is.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -46,13 +48,25 @@ def load_recording(path: str, sampling_rate: int, max_minutes: float = MAX_MINUT
     Raises:
         RecordingError: The file is gone, is no recording, is damaged, empty or too long.
     """
-    waveform, rate = read_recording(path, max_minutes)
-    if rate == sampling_rate:
-        return waveform
-    resampled = soxr.resample(waveform, rate, sampling_rate, quality="HQ")
-    # soxr rounds the length, to nothing for a sample or two; `timnet` rounds it up.
-    length = math.ceil(len(waveform) * (sampling_rate / rate))
-    return np.pad(resampled, (0, max(0, length - len(resampled))))
+    # Resampled as it is decoded: an hour at 768 kHz would take 11 GB before it shrinks.
+    stream: Any = None
+    pieces: list[np.ndarray] = []
+    taken, rate = 0, sampling_rate
+    for rate, block in _decoded(path, max_minutes):
+        if rate != sampling_rate:
+            if stream is None:
+                stream = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
+            taken += len(block)
+            block = stream.resample_chunk(block)
+        pieces.append(block)
+    if stream is not None:
+        pieces.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+        # soxr rounds the length, to nothing for a sample or two; `timnet` rounds it up.
+        length = math.ceil(taken * (sampling_rate / rate))
+        missing = length - sum(map(len, pieces))
+        pieces.append(np.zeros(max(0, missing), dtype=np.float32))
+        return np.concatenate(pieces)[:length]
+    return np.concatenate(pieces)
 
 
 def read_recording(path: str, max_minutes: float = MAX_MINUTES) -> tuple[np.ndarray, int]:
@@ -65,10 +79,15 @@ def read_recording(path: str, max_minutes: float = MAX_MINUTES) -> tuple[np.ndar
     Raises:
         RecordingError: As for :func:`load_recording`.
     """
+    blocks = list(_decoded(path, max_minutes))
+    return np.concatenate([block for _, block in blocks]), blocks[0][0]
+
+
+def _decoded(path: str, max_minutes: float) -> Iterator[tuple[int, np.ndarray]]:
+    """The rate in Hz, again and again, and the next mono samples; at least one."""
     name = shown_name(path)
     if not Path(path).is_file():
         raise RecordingError(f"{name} is no longer here. Upload it again.")
-    blocks: list[np.ndarray] = []
     count = 0
     try:
         # By file object: the content decides what a file is, not its extension.
@@ -86,17 +105,16 @@ def read_recording(path: str, max_minutes: float = MAX_MINUTES) -> tuple[np.ndar
                         f"{name} holds values that no recording has (NaN, infinite, or far beyond "
                         "full scale). Export it again as 16-bit wav."
                     )
-                blocks.append(block.mean(axis=1))
                 count += len(block)
                 if count > max_minutes * 60 * rate:
                     raise RecordingError(
                         f"{name} is longer than {max_minutes:g} minutes. Cut it into parts."
                     )
+                yield rate, block.mean(axis=1)
     except (soundfile.LibsndfileError, TypeError, OSError) as error:
         raise RecordingError(f"{name} cannot be decoded. {_REMEDY}") from error
     if not count:
         raise RecordingError(f"{name} holds no sound. Record it again.")
-    return np.concatenate(blocks), rate
 
 
 def shown_name(path: str) -> str:
