@@ -80,13 +80,14 @@ def make_input(number: int, seed: int) -> tuple[str, bytes]:
     samples = make_samples(rng, rate)
     if subtype == "GSM610" or kind in ("VOC",):
         samples = samples[:, :1]
-    if kind in ("OGG", "MP3"):  # their encoders end the process where a sample is no number
+    if subtype not in ("FLOAT", "DOUBLE"):  # some encoders end the process at such samples
         samples = np.clip(np.nan_to_num(samples), -1, 1)
     file = io.BytesIO()
     try:
         soundfile.write(file, samples, rate, format=kind, subtype=subtype)
-    except (soundfile.LibsndfileError, ValueError):  # this container takes fewer channels
-        soundfile.write(file, np.nan_to_num(samples[:, 0]), rate, format="WAV")
+    except (soundfile.LibsndfileError, ValueError, AssertionError):  # this container cannot
+        file = io.BytesIO()
+        soundfile.write(file, np.clip(np.nan_to_num(samples[:, 0]), -1, 1), rate, format="WAV")
     return name, damage(file.getvalue(), rng)
 
 
@@ -280,8 +281,12 @@ def summary(report: Path, minutes: float) -> dict[str, Any]:
     """Counts of outcomes, and everything that is none of the two good ones."""
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     findings, numbers, peak = [], set(), 0
-    for line in report.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    # What was tried again replaces what was there.
+    entries = map(json.loads, report.read_text(encoding="utf-8").splitlines())
+    latest = {
+        ("number" in entry, entry.get("number", entry.get("batch"))): entry for entry in entries
+    }
+    for entry in latest.values():
         peak = max(peak, entry.pop("peak_mib", 0))
         number = entry.pop("number", None)
         batch = entry.pop("batch", None)
@@ -327,7 +332,8 @@ def main() -> None:
     done = set()
     if report.exists():
         entries = map(json.loads, report.read_text(encoding="utf-8").splitlines())
-        done = {entry["batch"] for entry in entries if "batch" in entry}
+        # A batch whose process died is begun again: it may have been stopped from outside.
+        done = {entry["batch"] for entry in entries if "command" in entry}
     for first in range(0, arguments.inputs, arguments.batch):
         if first in done:
             continue
