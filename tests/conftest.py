@@ -56,6 +56,17 @@ def _missing(what: str, variable: str) -> None:
 # --- material outside the project -------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums of floats depend on how many threads share them."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the project's working tree."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import timnet_hf.training
 from timnet_hf import TimNetFeatureExtractor
@@ -34,6 +33,7 @@ from timnet_hf.training import Trained
 
 from .tiny_training import LABELS, poisoned, same_weights, tiny_recipe, tiny_store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EXTRACTOR = TimNetFeatureExtractor()
 PLAN = Plan(
     corpus="toy",
@@ -75,14 +75,6 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[Trained]:
 
     monkeypatch.setattr(timnet_hf.training, "train", watched)
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,8 @@ from timnet_hf.training import ProgressReport, TrainingError
 
 from .tiny_training import same_weights, tiny_recipe, write_recordings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = tiny_recipe()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

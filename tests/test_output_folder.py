@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from timnet_hf import reporting
 from timnet_hf.corpora import CORPORA, CorpusError, download_corpus
@@ -37,15 +36,8 @@ from timnet_hf.training import TrainingError
 from .model_folders import write_model_folder
 from .tiny_training import tiny_recipe, write_recordings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = tiny_recipe()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

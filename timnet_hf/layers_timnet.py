@@ -164,9 +164,9 @@ def _is_plain(hidden: torch.Tensor) -> bool:
 class _FusedLayer(torch.autograd.Function):
     """The causal layer in training, with its gradient written out.
 
-    The same numbers as the plain form above, up to rounding, from a third of the passes over the
-    frames: at this size memory traffic, not arithmetic, is what a training step costs. With x the
-    input, x' the input d frames earlier, k the dropout's factors and n the number of valid frames::
+    The same numbers as the plain form above, up to rounding, from fewer passes over the frames.
+    With x the input, x' the input d frames earlier, k the dropout's factors and n the number of
+    valid frames::
 
         y = x' W₀ + x W₁     ŷ = (y - mean) / deviation     h = k · relu(γ ŷ + β)
         ∂y = γ / deviation · (∂z - Σ∂z / n - ŷ Σ(∂z ŷ) / n)     with ∂z = k · ∂h where h > 0

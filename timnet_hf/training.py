@@ -132,8 +132,8 @@ class AugmentedSet(RecordingSet):
 
     def _adapt(self, item: int, clip: torch.Tensor) -> torch.Tensor:
         """Standardise a share of the recordings over their own speaker's frames."""
-        share = self.augmentation.speaker_share
-        if not share or _rand() >= share:
+        chance = self.augmentation.speaker_share
+        if not chance or _rand() >= chance:
             return clip
         scale, shift = self.adaptations[str(self.speakers[item])]
         return clip * scale + shift
