@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from timnet_hf import TimNetFeatureExtractor, evaluation
-from timnet_hf.evaluation import BestOnTest, score, softmax, tsne, uar, war
+from timnet_hf.evaluation import BestOnTest, LastEpochs, score, softmax, tsne, uar, war
 from timnet_hf.metrics import load_metric
 from timnet_hf.training import Trained, build_arguments, train
 
@@ -24,7 +24,7 @@ STORE = tiny_store(gap=0.5)
 TRAIN, TEST = [0, 1, 2, 4, 5, 6, 8, 9, 10], [3, 7, 11]
 
 
-def trained(folder: Path, *callbacks: BestOnTest) -> Trained:
+def trained(folder: Path, *callbacks: BestOnTest | LastEpochs) -> Trained:
     recipe = tiny_recipe(num_train_epochs=4)
     arguments = build_arguments(recipe, folder, seed=0)
     extractor = TimNetFeatureExtractor()
@@ -104,6 +104,20 @@ class TestBestOnTest:
         watched = trained(tmp_path, BestOnTest(STORE, TEST))
 
         assert same_weights(watched.model, model.model)
+
+
+class TestLastEpochs:
+    def test_keeps_the_answers_of_the_last_epochs_and_only_watches(
+        self, model: Trained, tmp_path: Path
+    ) -> None:
+        watcher = LastEpochs(STORE, TEST, epochs=3)
+
+        result = trained(tmp_path, watcher)
+
+        assert len(watcher.predictions) == 3  # of four epochs
+        logits, _ = score(result.model, result.extractor, STORE, TEST)
+        assert watcher.predictions[-1] == logits.argmax(1).tolist()
+        assert same_weights(result.model, model.model)
 
 
 class TestFigures:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import timnet_hf.calibration
 import timnet_hf.training
 from timnet_hf import reporting
 from timnet_hf.configuration_timnet import ABLATIONS
@@ -164,6 +165,36 @@ class TestTrainToFolder:
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
         assert not (tmp_path / "trainer").exists()
 
+    def test_the_temperature_is_fitted_on_speakers_left_out(
+        self, trained: Path, data: Data, tmp_path: Path
+    ) -> None:
+        folder = train_to_folder(
+            data, RECIPE, tmp_path, seed=3, overrides={"num_train_epochs": 3}, calibration=1
+        )
+
+        config = load_model(folder)[0].config
+        assert config.apply_temperature and config.temperature != 1.0
+        assert json.loads((folder / "training_record.json").read_text())["calibration"] == 1
+        assert f"temperature of {config.temperature:.3f}" in (folder / "README.md").read_text()
+        calibrated, plain = (load_file(path / "model.safetensors") for path in (folder, trained))
+        assert all(torch.equal(calibrated[name], plain[name]) for name in plain)
+
+    def test_a_resumed_training_does_not_fit_its_temperature_again(
+        self, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*now: Any) -> None:
+            if now[:2] == ("training", 3):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train_to_folder(data, RECIPE, tmp_path, calibration=1, progress=stop)
+        fitted = json.loads((tmp_path / "trainer" / "temperature.json").read_text())
+        monkeypatch.setattr(timnet_hf.calibration, "inner_temperature", pytest.fail)
+
+        train_to_folder(data, RECIPE, tmp_path, calibration=1, resume=True)
+
+        assert load_model(tmp_path)[0].config.temperature == fitted["temperature"]
+
     @pytest.fixture
     def unfinished(self, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """The folder of a training that was stopped after its first epoch."""
@@ -181,6 +212,7 @@ class TestTrainToFolder:
         ("change", "named"),
         [
             ({"seed": 1}, "seed"),
+            ({"calibration": 2}, "calibration"),
             ({"recipe": tiny_recipe(learning_rate=0.5)}, "recipe"),
             ({"config": {"kernel_size": 3}, "seed": 1}, "config, seed"),
         ],

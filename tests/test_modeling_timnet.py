@@ -353,6 +353,14 @@ def test_temperature_divides_the_logits_only_where_asked():
         assert torch.equal(model(x, apply_temperature=False).logits, plain)
 
 
+def test_temperature_has_no_part_in_training():
+    x = frames(2, 20, 5)
+    model = make_model(temperature=2.0, apply_temperature=True, classifier_dropout=0.0).train()
+    model.timnet.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x).logits, model(x, apply_temperature=False).logits)
+
+
 @pytest.mark.parametrize(
     ("shape", "match"),
     [

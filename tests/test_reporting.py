@@ -302,6 +302,22 @@ class TestACalibratedRun:
         assert "temperature" in render_report(hot) and "temperature" not in render_report(plain)
 
 
+class TestTheLastEpochs:
+    def test_spread_is_that_of_all_folds_pooled(self, folds: list[dict[str, Any]]) -> None:
+        """One epoch is all right, the other all wrong: in both folds, or one after the other."""
+        plain = build_report(PLAN, folds)
+        assert "last_epochs_spread" not in plain
+        together, apart = [], []
+        for number, one in enumerate(folds):
+            right, wrong = one["references"], [(label + 1) % 3 for label in one["references"]]
+            together.append({**one, "last_epochs": [wrong, right]})
+            apart.append({**one, "last_epochs": [wrong, right][:: 1 - 2 * (number % 2)]})
+        assert build_report(PLAN, together)["last_epochs_spread"] == 100
+        assert build_report(PLAN, apart)["last_epochs_spread"] < 20
+        assert "within 100.00 points" in render_report(build_report(PLAN, together))
+        assert "points" not in render_report(plain)
+
+
 class TestARunWithEnrolledVoices:
     @pytest.fixture
     def enrolled(self, folds: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -63,8 +63,14 @@ def inner_temperature(
     logits, references = [], []
     for fold in inner:
         with tempfile.TemporaryDirectory(prefix="timnet-inner-") as scratch:
-            quiet = {"disable_tqdm": True, "logging_strategy": "no", **(overrides or {})}
-            arguments = build_arguments(recipe, scratch, seed, quiet)
+            alone = {
+                "disable_tqdm": True,
+                "logging_strategy": "no",
+                "save_strategy": "no",
+                "report_to": [],
+                "push_to_hub": False,
+            }
+            arguments = build_arguments(recipe, scratch, seed, {**(overrides or {}), **alone})
             trained = train(store, fold.train, recipe, extractor, arguments, config)
         logits.append(score(trained.model, trained.extractor, store, fold.test)[0])
         references.append(store.labels[fold.test])

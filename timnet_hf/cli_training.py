@@ -29,6 +29,9 @@ def train(
     corpus: CorpusOption = None,
     recipe: RecipeOption = "default",
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    calibrate: Annotated[
+        int, typer.Option(min=0, max=4, help="Inner folds to fit the model's temperature on.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
@@ -55,6 +58,7 @@ def train(
                 seed=seed,
                 overrides=overrides,
                 resume=resume,
+                calibration=calibrate,
                 command=typed_command(),
                 progress=progress,
             )

@@ -304,7 +304,7 @@ def _run_fold(
     """Train on one fold's training side, score its test side."""
     from .baseline import baseline_predictions
     from .calibration import inner_temperature
-    from .evaluation import BestOnTest, score, tsne, uar, war
+    from .evaluation import BestOnTest, LastEpochs, score, tsne, uar, war
     from .training import build_arguments, train
 
     started = time.perf_counter()
@@ -316,6 +316,7 @@ def _run_fold(
             {"disable_tqdm": True, "logging_strategy": "no", **(plan.arguments or {})},
         )
         watcher = BestOnTest(store, fold.test) if plan.selection == "best-on-test" else None
+        steadiness = LastEpochs(store, fold.test)
         trained = train(
             store,
             fold.train,
@@ -323,7 +324,7 @@ def _run_fold(
             extractor,
             arguments,
             plan.config,
-            callbacks=[watcher] if watcher else [],
+            callbacks=[steadiness, *([watcher] if watcher else [])],
         )
     logits, _ = score(trained.model, trained.extractor, store, fold.test)
     if watcher is not None:
@@ -354,6 +355,7 @@ def _run_fold(
         "logits": np.round(logits.astype(float), 4).tolist(),
         **_enrolled(plan, trained, store, fold),
         **({"temperature": temperature} if temperature is not None else {}),
+        "last_epochs": steadiness.predictions,
         "fusion_weights": _fusion_weights(trained.model),
         "baseline_predictions": baseline.tolist(),
         "uar": uar(references, logits.argmax(1)),

@@ -81,6 +81,29 @@ class BestOnTest(TrainerCallback):
             self.best, self.logits = value, logits
 
 
+class LastEpochs(TrainerCallback):
+    """Keeps what the model says of some recordings after each of the last epochs.
+
+    It shows how much a result depends on the epoch a training happened to end with. Nothing is
+    chosen by it.
+    """
+
+    def __init__(self, store: FeatureStore, rows: Rows, epochs: int = 10):
+        self.store = store
+        self.rows = rows
+        self.epochs = epochs
+        self.predictions: list[list[int]] = []
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score the recordings with the model as it now stands."""
+        if state.epoch <= state.num_train_epochs - self.epochs + 0.5:
+            return
+        extractor = kwargs["train_dataloader"].dataset.extractor
+        logits, _ = score(kwargs["model"], extractor, self.store, self.rows)
+        kwargs["model"].train()
+        self.predictions.append(logits.argmax(1).tolist())
+
+
 def tsne(vectors: np.ndarray) -> np.ndarray:
     """A map (recordings, 2) of the fused vectors, neighbours near each other."""
     from sklearn.manifold import TSNE
@@ -114,4 +137,4 @@ def war(references: np.ndarray, predictions: np.ndarray) -> float:
     return 100 * float(np.mean(np.asarray(references) == np.asarray(predictions)))
 
 
-__all__ = ["BestOnTest", "score", "softmax", "tsne", "uar", "war"]
+__all__ = ["BestOnTest", "LastEpochs", "score", "softmax", "tsne", "uar", "war"]

@@ -72,6 +72,7 @@ def train_to_folder(
     overrides: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     resume: bool = False,
+    calibration: int = 0,
     command: str = "",
     progress: Progress | None = None,
 ) -> Path:
@@ -87,6 +88,8 @@ def train_to_folder(
         overrides: ``TrainingArguments`` that win over the recipe's.
         config: Overrides of the recipe's network.
         resume: Go on from the newest checkpoint.
+        calibration: Inner folds, 0 to 4, each one more training on some of the speakers, to fit
+            the temperature on that goes into the config; 0 for none.
         command: How the run was asked for, for the record.
         progress: See :data:`Progress`.
 
@@ -101,14 +104,25 @@ def train_to_folder(
 
     output_dir = Path(output_dir)
     if not is_first():  # another process claims the folder, and writes for all
-        return _train_to_folder(data, recipe, output_dir, seed, overrides, config, resume, "", None)
+        return _train_to_folder(
+            data, recipe, output_dir, seed, overrides, config, resume, calibration, "", None
+        )
     remedy = "free some space and go on with --resume: what was saved before is whole"
     with sole_use(output_dir, TrainingError), told_when_full(output_dir, remedy):
         # What a process that was killed left half-written beside the folder.
         for stale in output_dir.parent.glob(f".{output_dir.name}.*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         return _train_to_folder(
-            data, recipe, output_dir, seed, overrides, config, resume, command, progress
+            data,
+            recipe,
+            output_dir,
+            seed,
+            overrides,
+            config,
+            resume,
+            calibration,
+            command,
+            progress,
         )
 
 
@@ -120,11 +134,14 @@ def _train_to_folder(
     overrides: dict[str, Any] | None,
     config: dict[str, Any] | None,
     resume: bool,
+    calibration: int,
     command: str,
     progress: Progress | None,
 ) -> Path:
+    from .calibration import INNER_FOLDS, inner_temperature
     from .feature_store import compute_features
     from .hub import save_model_folder
+    from .protocols import inner_folds
     from .provenance import versions
     from .training import ProgressReport, build_arguments, build_extractor, train
 
@@ -142,13 +159,27 @@ def _train_to_folder(
             **(overrides or {}),
         },
     )
-    fixed = {"recipe": recipe.to_dict(), "config": config or {}, "seed": seed, "data": data.sha256}
+    fixed = {
+        "recipe": recipe.to_dict(),
+        "config": config or {},
+        "seed": seed,
+        "calibration": calibration,
+        "data": data.sha256,
+    }
     if is_first():
         _claim_checkpoints(checkpoints, fixed, resume)
     extractor = build_extractor(recipe, data.corpus)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
     )
+    temperature = {}
+    if calibration:
+        inner = inner_folds(data.dataset, range(len(store)), INNER_FOLDS)[:calibration]
+        note = checkpoints / "temperature.json"
+        if not (resume and note.exists()):
+            value = inner_temperature(store, inner, recipe, extractor, seed, config, overrides)
+            write_json(note, {"temperature": value})
+        temperature = {**json.loads(note.read_text(encoding="utf-8")), "apply_temperature": True}
     shown = _named(progress, "training")
     trained = train(
         store,
@@ -156,7 +187,7 @@ def _train_to_folder(
         recipe,
         extractor,
         arguments,
-        config=config,
+        config={**(config or {}), **temperature},
         resume=resume,
         callbacks=[ProgressReport(shown)] if shown else [],
     )
@@ -168,6 +199,7 @@ def _train_to_folder(
         "overrides": _without_secrets(overrides or {}),
         "config": config or {},
         "seed": seed,
+        "calibration": calibration,
         "labels": store.label_names,
         "parameters": trained.model.num_parameters(only_trainable=True),
         "data": {"files": len(store), "sha256": data.sha256},

@@ -16,6 +16,8 @@ from .output_folder import in_one_step
 
 BOOTSTRAP_ROUNDS = 1000
 CALIBRATION_BINS = 15
+#: What a fold's record says of the model without enrolled speakers only.
+_UNADAPTED = ("enrolled", "tsne", "last_epochs")
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
@@ -84,6 +86,8 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         "command": plan.command,
         "has_map": any("tsne" in fold for fold in folds),
     }
+    if all(fold.get("last_epochs") for fold in folds):
+        report["last_epochs_spread"] = _mean([_spread(records) for records in by_seed.values()])
     if all("temperature" in fold for fold in folds):
         raw = [
             _pool([{**record, "temperature": 1.0} for record in records])
@@ -134,7 +138,7 @@ def _adapted(folds: list[dict[str, Any]], count: str) -> list[dict[str, Any]]:
         logits = fold["enrolled"][count]
         references, predictions = np.array(fold["references"]), np.argmax(logits, 1)
         figures = {"uar": uar(references, predictions), "war": war(references, predictions)}
-        kept = {key: value for key, value in fold.items() if key not in ("enrolled", "tsne")}
+        kept = {key: value for key, value in fold.items() if key not in _UNADAPTED}
         adapted.append({**kept, "logits": logits, **figures})
     return adapted
 
@@ -171,6 +175,12 @@ def render_report(report: dict[str, Any]) -> str:
             f" at temperature {report['temperature']:.2f} ({report['ece_uncalibrated']:.3f} at 1)."
             if "temperature" in report
             else "."
+        )
+        + (
+            " The UAR after each of the last epochs lies within "
+            f"{report['last_epochs_spread']:.2f} points."
+            if "last_epochs_spread" in report
+            else ""
         ),
         "",
         "| label | recall % |",
@@ -213,6 +223,14 @@ def _pool(records: list[dict[str, Any]]) -> tuple[Any, ...]:
         [np.array(record["logits"]) / record.get("temperature", 1.0) for record in records]
     )
     return references, logits.argmax(1), softmax(scaled), speakers, baseline
+
+
+def _spread(records: list[dict[str, Any]]) -> float:
+    """Between the best and the worst of the last epochs' UAR, all folds pooled."""
+    references = np.concatenate([record["references"] for record in records])
+    epochs = zip(*(record["last_epochs"] for record in records), strict=True)
+    values = [uar(references, np.concatenate(predictions)) for predictions in epochs]
+    return max(values) - min(values)
 
 
 def _figures(metric: Any, by_seed: dict[int, Any], pooled: dict[int, Any]) -> dict[str, Any]:
