@@ -282,6 +282,7 @@ def run(minutes: float, visitors: int, seed: int, folder: Path) -> dict[str, Any
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     third = max(1, len(memory) // 3)
+    minutes_begin = range(0, len(memory), 30)  # looked at every two seconds
     growth = round(float(np.median(memory[-third:]) - np.median(memory[third : 2 * third])))
     return {
         "visitors": visitors,
@@ -290,7 +291,11 @@ def run(minutes: float, visitors: int, seed: int, folder: Path) -> dict[str, Any
         "outcomes": dict(sorted(load.counts.items())),
         "p50_seconds": percentile(load.seconds["good"], 0.5),
         "p95_seconds": percentile(load.seconds["good"], 0.95),
-        "memory_mib": {"peak": max(memory), "growth": growth},
+        "memory_mib": {
+            "peak": max(memory),
+            "growth": growth,
+            "each_minute": [round(float(np.median(memory[k : k + 30]))) for k in minutes_begin],
+        },
         "files_when_idle": idle,
         "files_after_the_end": files_below(folder / "tmp"),
         "stuck_visitors": stuck,

@@ -98,6 +98,49 @@ VARIANTS: dict[str, Recipe] = {
         {"num_train_epochs": 60},
         {"speaker_share": 1.0},
     ),
+    "wide-dropout-0-epochs-60-speaker-half": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60},
+        {"speaker_share": 0.5},
+    ),
+    "wide-dropout-0-epochs-60-speaker-half-rate-2e-3": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60, "learning_rate": 2e-3},
+        {"speaker_share": 0.5},
+    ),
+    "wide-dropout-0-epochs-60-speaker-half-speeds-fewer": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60},
+        {"speaker_share": 0.5, "speeds": (0.9, 0.95, 1.0, 1.06, 1.12)},
+    ),
+    "wide-dropout-0-epochs-60-speaker-half-rate-8e-3": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60, "learning_rate": 8e-3},
+        {"speaker_share": 0.5},
+    ),
+    "wide-dropout-0-epochs-60-speaker-half-speeds-wider": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60},
+        {
+            "speaker_share": 0.5,
+            "speeds": (0.72, 0.78, 0.85, 0.92, 1.0, 1.08, 1.17, 1.27, 1.38),
+        },
+    ),
+    "wide-dropout-0.05-epochs-60-speaker-half": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.05, "classifier_dropout": 0.4},
+        {"num_train_epochs": 60},
+        {"speaker_share": 0.5},
+    ),
+    "wide-dropout-0-epochs-60-speaker-half-no-mixup": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60},
+        {"speaker_share": 0.5, "mixup": 0.0},
+    ),
+    "wide-dropout-0-epochs-60-light": variant(
+        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
+        {"num_train_epochs": 60},
+        {"speeds": (0.9, 0.95, 1.0, 1.06, 1.12), "offset_std": 0.1},
+    ),
     "dropout-0-no-mixup": variant(
         {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"mixup": 0.0}
     ),

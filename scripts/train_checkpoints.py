@@ -3,8 +3,9 @@
 
     python scripts/train_checkpoints.py --data ../shared/data
 
-Each is trained on all recordings of its corpus with the default recipe and one fixed seed. Nothing
-is chosen by a result: the figures on its card are those of the cross-validation of the same recipe.
+Each is trained on all recordings of its corpora with the default recipe and one fixed seed, and its
+temperature is fitted on speakers left out of one more training. Nothing is chosen by a result: the
+figures on its card are those of the cross-validation of the same recipe.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from timnet_hf.experiment import load_data, train_to_folder
+from timnet_hf.experiment import Data, load_data, train_to_folder
+from timnet_hf.joined_corpora import join_corpora
 from timnet_hf.prediction import CHECKPOINTS
 from timnet_hf.recipes import get_recipe
 
-#: Checkpoint → the corpus it is trained on.
-SHIPPED = {"timnet-emodb": "emodb"}
+#: Checkpoint → the corpora it is trained on, with the union of their labels.
+SHIPPED = {"timnet-emodb": ("emodb",), "timnet-multi": ("emodb", "ravdess")}
 SEED = 0
+
+
+def recordings(names: tuple[str, ...], data_dir: Path) -> Data:
+    """The corpora of a checkpoint, as one."""
+    parts = [load_data(data_dir / name, name) for name in names]
+    return parts[0] if len(parts) == 1 else join_corpora(parts)
 
 
 def main() -> None:
@@ -29,12 +37,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=CHECKPOINTS)
     arguments = parser.parse_args()
     for name in arguments.names:
-        corpus = SHIPPED[name]
         folder = train_to_folder(
-            load_data(arguments.data / corpus, corpus),
+            recordings(SHIPPED[name], arguments.data),
             get_recipe("default"),
             arguments.output / name,
             seed=SEED,
+            calibration=1,
             command=f"python scripts/train_checkpoints.py {name}",
         )
         print(folder)

@@ -115,6 +115,36 @@ def test_the_weights_are_as_free_as_their_recordings(corpus: str, licence: str) 
     assert (data.license_name is not None) == (licence == "other")
 
 
+JOINED = {**RECORD, "corpus": "emodb-ravdess", "data": {"files": 1975, "sha256": "0" * 64}}
+LEFT_OUT = [
+    {**LOSO, "protocol": "to-ravdess"},
+    {**LOSO, "corpus": "ravdess", "protocol": "to-emodb", "uar": {**FIGURES, "pooled": 44.44}},
+]
+
+
+def test_a_model_of_two_corpora_names_both_and_is_as_free_as_the_stricter() -> None:
+    data = ModelCard(card(*LEFT_OUT, record=JOINED)).data
+    assert data.language == ["de", "en"]
+    assert data.datasets == ["emodb", "ravdess"]
+    assert data.license == "cc-by-nc-sa-4.0"
+    assert data.model_name == "timnet-multi"
+    assert check_front_matter(card(*LEFT_OUT, record=JOINED)) == []
+
+
+def test_a_model_of_two_corpora_shows_how_one_does_on_the_other(tmp_path: Path) -> None:
+    results = write_results(tmp_path, LOSO, *LEFT_OUT, {**LEFT_OUT[0], "recipe": "paper"})
+    reports = reports_for(JOINED, results)
+    assert reports == LEFT_OUT
+    text = card(*reports, record=JOINED)
+    assert "- learned from EMO-DB, judged on RAVDESS: 81.23 % (guessing gives 25.0)" in text
+    assert "- learned from RAVDESS, judged on EMO-DB: 44.44 %" in text
+    assert (
+        "| learned from RAVDESS, judged on EMO-DB | TIM-Net, `default` recipe | **44.44**" in text
+    )
+    assert "trained on EMO-DB and RAVDESS" in text and "34 speakers" in text
+    assert "**Expect 81" not in text
+
+
 def test_a_model_of_own_recordings_claims_no_licence_language_or_dataset() -> None:
     text = card(record={**RECORD, "corpus": "my-calls"})
     data = ModelCard(text).data

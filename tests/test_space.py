@@ -25,6 +25,7 @@ import soundfile
 import yaml
 
 from timnet_hf import load_audio, resample
+from timnet_hf.prediction import enroll, load_model, load_scorer, predict_recordings
 from timnet_hf.space import SpaceError, launch_space, space_environment, space_files, space_folder
 
 from .model_folders import LABELS
@@ -190,6 +191,53 @@ def test_the_explanation_adds_up_and_lies_where_the_sound_is(
     assert found.times[0] == pytest.approx(2.0, abs=0.1)
     assert found.times[-1] == pytest.approx(5.0, abs=0.1)
     assert np.abs(found.saliency).max() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("known_from", ["recordings", "profile"])
+def test_a_known_voice_gets_the_answer_of_timnet_predict_with_its_profile(
+    client: Any, clip: Path, models: list[Path], tmp_path: Path, known_from: str
+) -> None:
+    others = [write_speech(tmp_path / f"{seconds}.wav", seconds) for seconds in (2.0, 4.0)]
+    profile = tmp_path / "anna.json"
+    enroll("anna", others, load_model(models[0])[1]).save(profile)
+    (adapted,) = predict_recordings([clip], load_scorer(models[0], speaker=profile))
+
+    voice = others if known_from == "recordings" else [profile]
+
+    assert scores(call(client, "predict", clip, "first", voice)) == pytest.approx(
+        adapted.scores, abs=1e-5
+    )
+    assert scores(call(client, "predict", clip, "first")) != pytest.approx(adapted.scores, abs=1e-3)
+    assert call(client, "timeline", clip, "first", voice)[1]["data"]
+    assert picture_size(call(client, "explain", clip, "first", voice))[0] > 100
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"name": "anna"}', "voice.json: lacks what a profile holds"),
+        (b"[" * 100_000, "voice.json: is not JSON"),
+        (b" " * 2**21, "voice.json is too large for a speaker profile"),
+    ],
+)
+def test_what_is_no_voice_gets_a_sentence(
+    client: Any, clip: Path, tmp_path: Path, content: bytes, said: str
+) -> None:
+    profile = tmp_path / "voice.json"
+    profile.write_bytes(content)
+
+    told = refusal(client, "predict", clip, "first", [profile])
+
+    assert told.startswith(said) and str(tmp_path.parent) not in told
+
+
+def test_a_voice_is_not_known_from_silence_or_from_heaps_of_files(
+    client: Any, clip: Path, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(16_000), 16_000)
+    told = refusal(client, "predict", clip, "first", [clip, tmp_path / "quiet.wav"])
+    assert told.startswith("quiet.wav holds nothing but silence")
+    assert "21 files are too many" in refusal(client, "predict", clip, "first", [clip] * 21)
 
 
 def test_silence_is_called_silence(client: Any, tmp_path: Path) -> None:

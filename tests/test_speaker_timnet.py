@@ -10,6 +10,7 @@ import pytest
 
 from timnet_hf import TimNetFeatureExtractor
 from timnet_hf.speaker_timnet import (
+    LARGEST_SHARE,
     PRIOR_FRAMES,
     SpeakerError,
     SpeakerProfile,
@@ -37,13 +38,15 @@ def test_a_profile_is_mean_and_deviation_over_all_frames_of_all_recordings():
     assert np.allclose(profile.std, frames.std(0), atol=1e-6)
 
 
-def test_few_frames_weigh_little_and_many_weigh_all():
+def test_few_frames_weigh_little_and_many_weigh_three_quarters():
     def blended(frames):
         return blend(SpeakerProfile("a", [10.0], [3.0], frames, 1, {}), [0.0], [1.0])
 
     mean, std = blended(PRIOR_FRAMES)
-    assert np.allclose(mean, 5) and np.allclose(std, np.sqrt((9 + 1) / 2))
-    assert blended(1)[0] < 0.1 and blended(10**7)[0] > 9.99
+    share = LARGEST_SHARE / 2
+    assert np.allclose(mean, 10 * share)
+    assert np.allclose(std, np.sqrt(9 * share + 1 * (1 - share)))
+    assert blended(1)[0] < 0.1 and np.allclose(blended(10**7)[0], 10 * LARGEST_SHARE, atol=1e-3)
 
 
 def test_a_profile_survives_its_file_and_holds_no_sound(extractor, tmp_path):
@@ -56,9 +59,14 @@ def test_a_profile_survives_its_file_and_holds_no_sound(extractor, tmp_path):
 
 def test_adapting_standardises_by_the_voice_and_leaves_the_original_alone(extractor):
     clips = [noise(seed, 20) for seed in range(3)]
-    adapted = extractor.adapted_to(extractor.describe_speaker("anna", clips))
-    features = adapted(clips[0], sampling_rate=16_000)["input_values"][0]
-    assert np.abs(features.mean(0)).max() < 0.2 and abs(features.std(0).mean() - 1) < 0.2
+    profile = extractor.describe_speaker("anna", clips)
+    common, adapted = (
+        np.asarray(one(clips[0], sampling_rate=16_000)["input_values"][0])
+        for one in (extractor, extractor.adapted_to(profile))
+    )
+    mean, std = blend(profile, extractor.mean, extractor.std)
+    assert np.allclose(adapted * std + mean, common * 2 + 1, atol=1e-3)
+    assert np.abs(adapted.mean(0)).mean() < 0.5 * np.abs(common.mean(0)).mean()
     assert extractor.mean == [1.0] * 39 and extractor.std == [2.0] * 39
 
 

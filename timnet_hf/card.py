@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .corpus_table import CORPORA, Corpus
-from .tables import PROTOCOL_TITLES, load_reports, protocol_title, render_reports
+from .tables import CROSS_CORPUS, PROTOCOL_TITLES, load_reports, protocol_title, render_reports
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -56,6 +56,8 @@ def template_path() -> Path:
 
 def model_name(record: dict[str, Any]) -> str:
     """What a model of this record is called, such as ``timnet-emodb``."""
+    if len(_corpora(record)) > 1:
+        return "timnet-multi"
     other = "converted" if record.get("converted_from") else "own-data"
     return f"timnet-{record.get('corpus') or other}"
 
@@ -71,11 +73,19 @@ def reports_for(
     """The reports that a card of this record may quote: those of its corpus and plain recipe.
 
     A model that was trained with overrides, or on another number of recordings than was
-    cross-validated, gets none: the figures would be another model's.
+    cross-validated, gets none: the figures would be another model's. One that was trained on
+    several corpora gets the reports of leaving one of two corpora out.
     """
     corpus, recipe = record.get("corpus"), (record.get("recipe") or {}).get("name")
     if not corpus or not recipe or record.get("overrides") or record.get("config"):
         return []
+    if len(parts := [part.name for part in _corpora(record)]) == 2:
+        return [
+            report
+            for part, other in (parts, parts[::-1])
+            for report in load_reports(results_dir, part, recipe)
+            if report["protocol"] == f"{CROSS_CORPUS}{other}"
+        ]
     files = (record.get("data") or {}).get("files")
     return [
         report
@@ -130,17 +140,18 @@ def _front_matter(
 ) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
-    corpus = _corpus(record)
+    corpora = _corpora(record)
+    languages = sorted({_LANGUAGE_CODES[corpus.language] for corpus in corpora})
     return ModelCardData(
-        language=_LANGUAGE_CODES[corpus.language] if corpus else None,
-        **_licence(corpus),
+        language=(languages if len(languages) > 1 else languages[0]) if languages else None,
+        **_licence(corpora),
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["speech-emotion-recognition", "emotion", "audio", "speech", "timnet", "mfcc"],
-        datasets=[corpus.name] if corpus else None,
+        datasets=[corpus.name for corpus in corpora] or None,
         metrics=["recall", "accuracy", "f1"],
         model_name=model_name(record) if reports else None,
-        eval_results=_eval_results(corpus, reports, repo_id) or None,
+        eval_results=_eval_results(reports, repo_id) or None,
         widget=[
             {
                 "example_title": title,
@@ -151,29 +162,28 @@ def _front_matter(
     )
 
 
-def _licence(corpus: Corpus | None) -> dict[str, Any]:
-    """Licence of the weights: as free as the recordings they come from allow."""
-    if corpus is None:
-        return {}
-    if corpus.licence.startswith("CC "):
-        return {"license": corpus.licence.lower().replace(" ", "-")}
-    if "permission" in corpus.licence:
-        return {
-            "license": "other",
-            "license_name": f"{corpus.name}-owners-permission",
-            "license_link": corpus.homepage,
-        }
-    return {"license": "apache-2.0"}
+def _licence(corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Licence of the weights: as free as the recordings they come from all allow."""
+    for corpus in corpora:
+        if "permission" in corpus.licence:
+            return {
+                "license": "other",
+                "license_name": f"{corpus.name}-owners-permission",
+                "license_link": corpus.homepage,
+            }
+    for corpus in corpora:
+        if corpus.licence.startswith("CC "):
+            return {"license": corpus.licence.lower().replace(" ", "-")}
+    return {"license": "apache-2.0"} if corpora else {}
 
 
-def _eval_results(
-    corpus: Corpus | None, reports: Sequence[dict[str, Any]], repo_id: str
-) -> list[EvalResult]:
+def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     results = []
     for report in reports:
         title = protocol_title(report["protocol"])
+        corpus = CORPORA.get(report["corpus"])
         for kind, name, value in (
             ("recall", "UAR (unweighted average recall, macro recall), %", report["uar"]["pooled"]),
             ("accuracy", "WAR (weighted average recall, accuracy), %", report["war"]["pooled"]),
@@ -198,20 +208,29 @@ def _eval_results(
     return results
 
 
-def _corpus(record: dict[str, Any]) -> Corpus | None:
-    return CORPORA.get(record.get("corpus") or "")
+def _corpora(record: dict[str, Any]) -> list[Corpus]:
+    """The known corpora that a model was trained on; none of them where one is not known."""
+    names = str(record.get("corpus") or "").split("-")
+    return [CORPORA[name] for name in names] if set(names) <= set(CORPORA) else []
 
 
 def _about_data(record: dict[str, Any]) -> dict[str, Any]:
-    corpus = _corpus(record)
+    corpora = _corpora(record)
     data = record.get("data") or {}
+
+    def joined(values: Sequence[str], between: str = " and ") -> str | None:
+        return between.join(dict.fromkeys(values)) or None
+
     return {
-        "title": corpus.title if corpus else record.get("corpus") or "own recordings",
-        "language": corpus.language if corpus else None,
-        "speakers": corpus.n_speakers if corpus else None,
-        "corpus_licence": corpus.licence if corpus else None,
-        "corpus_citation": corpus.citation if corpus else None,
-        "homepage": corpus.homepage if corpus else None,
+        "title": joined([one.title for one in corpora]) or record.get("corpus") or "own recordings",
+        "language": joined([one.language for one in corpora]),
+        "speakers": sum(one.n_speakers for one in corpora) or None,
+        "corpus_licence": joined(
+            [one.licence if len(corpora) == 1 else f"{one.title} {one.licence}" for one in corpora],
+            ", ",
+        ),
+        "corpus_citation": joined([one.citation for one in corpora], " "),
+        "homepage": joined([one.homepage for one in corpora]),
         "files": f"{data['files']:,}" if "files" in data else None,
         "converted_from": record.get("converted_from"),
         "data_sha256": data.get("sha256", "not recorded"),
@@ -270,6 +289,17 @@ def _about_results(
         "apply_temperature": bool(config.get("apply_temperature")),
     }
     if not reports:
+        return values
+    if len(_corpora(record)) > 1:  # the reports are of its parts, each judged on the other
+        values["left_out"] = [
+            {
+                "learned": CORPORA[report["corpus"]].title,
+                "judged": protocol_title(report["protocol"]),
+                "uar": f"{report['uar']['pooled']:.2f}",
+                "chance": f"{100 / len(report['per_class_recall']):.1f}",
+            }
+            for report in reports
+        ]
         return values
     first = reports[0]
     low, high = first["uar"]["ci95"]

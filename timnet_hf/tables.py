@@ -18,6 +18,7 @@ from typing import Any
 from .corpus_table import CORPORA
 
 __all__ = [
+    "CROSS_CORPUS",
     "PROTOCOL_TITLES",
     "PUBLISHED",
     "Published",
@@ -236,7 +237,12 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
     for protocol in protocols:
         title = protocol_title(protocol)
         measured = [report for report in reports if report["protocol"] == protocol]
-        lines += [line for report in measured for line in _measured(title, report)]
+        for report in measured:
+            # Of several corpora: those that a joined model learned from, one of them left out.
+            learned = report["corpus"]
+            known = learned != corpus and learned in CORPORA
+            whose = f"learned from {CORPORA[learned].title}, {title}" if known else title
+            lines += _measured(whose, report)
         lines += [_published(title, row) for row in published if row.protocol == protocol]
     notes = [
         f"*{PROTOCOL_TITLES[name]}*: {PROTOCOL_NOTES[name]}."

@@ -35,12 +35,14 @@ from checkpoints import Checkpoint, CheckpointError, Checkpoints, named_sources 
 from explanation import MAX_DURATION, explain  # noqa: E402
 from figures import explanation_figure, timeline_figure  # noqa: E402
 from live import LiveSession  # noqa: E402
+from memory import give_back  # noqa: E402
 from recording import (  # noqa: E402
     MAX_MINUTES,
     RecordingError,
     load_recording,
     read_recording,
 )
+from voice import knowing  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -108,9 +110,11 @@ class Page:
         size = found.timeline.model.num_parameters()
         return f"**{_plain(found.name)}** · {size:,} parameters · {labels}"
 
-    def predict(self, recording: str | None, checkpoint: str) -> tuple[dict[str, float], str]:
+    def predict(
+        self, recording: str | None, checkpoint: str, voice: list[str] | None = None
+    ) -> tuple[dict[str, float], str]:
         """Score a recording: the probability of each emotion, and a sentence about it."""
-        found = self._checkpoint(checkpoint)
+        found = self._checkpoint(checkpoint, voice)
         waveform = _load(recording, found)
         scores, silent = _guarded(found.score, waveform)
         duration = _duration(len(waveform) / found.sampling_rate)
@@ -123,18 +127,22 @@ class Page:
         share = f"{100 * scores[best]:.0f} %"
         return scores, f"{_plain(found.name)} hears **{_plain(best)}** ({share}) in {duration}."
 
-    def timeline(self, recording: str | None, checkpoint: str) -> tuple[Any, list[list[Any]]]:
+    def timeline(
+        self, recording: str | None, checkpoint: str, voice: list[str] | None = None
+    ) -> tuple[Any, list[list[Any]]]:
         """Find who-sounds-how-when: a picture, and a table of start, end, emotion, score."""
-        found = self._checkpoint(checkpoint)
+        found = self._checkpoint(checkpoint, voice)
         waveform = _load(recording, found)
         sound = {"array": waveform, "sampling_rate": found.sampling_rate}
         events = _guarded(found.timeline, sound)
         figure = timeline_figure(waveform, found.sampling_rate, events, found.labels)
         return figure, _rows(events)
 
-    def explain(self, recording: str | None, checkpoint: str) -> Any:
+    def explain(
+        self, recording: str | None, checkpoint: str, voice: list[str] | None = None
+    ) -> Any:
         """Show what the network looked at: when in the recording, and at what time scale."""
-        found = self._checkpoint(checkpoint)
+        found = self._checkpoint(checkpoint, voice)
         waveform = _load(recording, found)[: MAX_DURATION * found.sampling_rate]
         explanation = _guarded(explain, found, waveform)
         return explanation_figure(explanation, len(waveform) / found.sampling_rate)
@@ -172,10 +180,10 @@ class Page:
             raise _error(f"{len(recordings)} files are too many: {BATCH_LIMIT} at a time.")
         return score_files(recordings, self._checkpoint(checkpoint))
 
-    def _checkpoint(self, name: str) -> Checkpoint:
+    def _checkpoint(self, name: str, voice: list[str] | None = None) -> Checkpoint:
         try:
-            return self.checkpoints.get(name)
-        except CheckpointError as error:
+            return knowing(self.checkpoints.get(name), voice)
+        except (ValueError, OSError) as error:
             raise _error(error) from error
 
     @staticmethod
@@ -236,6 +244,16 @@ def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) ->
                     api_visibility="private",
                 )
                 gr.Markdown(EXAMPLES_NOTE)
+            with gr.Accordion("Do you know the voice?", open=False, elem_id="voice"):
+                voice = gr.File(
+                    file_count="multiple",
+                    label="Recordings of the same voice, or its profile",
+                    elem_id="voice-files",
+                )
+                gr.Markdown(
+                    "A few other recordings of the same person, in any mood, tell the voice from "
+                    "the emotion. Or the profile that `timnet enroll` wrote."
+                )
         with gr.Column(min_width=300):
             answer = gr.Label(label="Probabilities", num_top_classes=8, elem_id="answer")
             verdict = gr.Markdown(label="Sentence", elem_id="verdict")
@@ -257,7 +275,7 @@ def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) ->
             "to the model, what each adds to this recording's answer is on the right. This shows "
             f"what the answer hangs on, not why anybody feels anything. First {MAX_DURATION} s."
         )
-    inputs = [recording, checkpoint]
+    inputs = [recording, checkpoint, voice]
     # One step after the other, so that the answer is there first. Each is an endpoint of its own.
     done = run.click(page.predict, inputs, [answer, verdict], api_name="predict", **SCORING)
     done = done.success(page.timeline, inputs, [picture, table], api_name="timeline", **SCORING)
@@ -363,6 +381,7 @@ def _sweep(folder: Path) -> None:
 
 def main() -> None:
     """Load the default checkpoint, then serve the page until it is stopped."""
+    give_back()
     checkpoints = Checkpoints(named_sources())
     try:
         checkpoints.get()

@@ -82,7 +82,8 @@ class TimNetConfig(PreTrainedConfig):
         batch_norm_eps: Added to the variance in batch normalisation, above 0 and at most 1.
         batch_norm_momentum: Weight of the new batch in the running statistics, 0 to 1.
         temperature: Divisor that calibrates the logits, above 0. Fitted on held-out speakers.
-        apply_temperature: Let the classification head divide its logits by ``temperature``.
+        apply_temperature: Let the classification head divide its logits by ``temperature``,
+            except in training.
         **kwargs: Passed to :class:`transformers.PreTrainedConfig` (``id2label``, ``num_labels`` …).
 
     Raises:

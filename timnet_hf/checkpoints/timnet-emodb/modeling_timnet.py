@@ -318,7 +318,8 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
                 multi-label problem types; then the loss is returned too.
             output_hidden_states: Also return every block's output.
             apply_temperature: Divide the logits by ``config.temperature``; by default as
-                ``config.apply_temperature`` says. The loss is taken on the logits as returned.
+                ``config.apply_temperature`` says, and never in training. The loss is taken on the
+                logits as returned.
             **kwargs: Passed on to the loss function.
 
         Returns:
@@ -332,7 +333,7 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))
         if apply_temperature is None:
-            apply_temperature = self.config.apply_temperature
+            apply_temperature = self.config.apply_temperature and not self.training
         if apply_temperature:
             logits = logits / self.config.temperature
         loss = None
