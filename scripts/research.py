@@ -45,19 +45,36 @@ JUDGED = (["01", "02", "03"], ["07", "08", "09"])
 RESULTS = Path(__file__).absolute().parents[1] / "results" / "research"
 
 
+#: What the variants are variants of: the default recipe as it was before.
+START = dataclasses.replace(
+    RECIPES["default"],
+    config={
+        **RECIPES["default"].config,
+        "hidden_size": 32,
+        "hidden_dropout_prob": 0.1,
+        "classifier_dropout": 0.4,
+    },
+    arguments={
+        **RECIPES["default"].arguments,
+        "num_train_epochs": 100,
+        "learning_rate": 4e-3,
+    },
+    augmentation=dataclasses.replace(RECIPES["default"].augmentation, speaker_share=0.0),
+)
+
+
 def variant(
     config: dict[str, Any] | None = None,
     arguments: dict[str, Any] | None = None,
     augmentation: dict[str, Any] | None = None,
     **rest: Any,
 ) -> Recipe:
-    """The default recipe with some values changed."""
-    base = RECIPES["default"]
+    """The recipe at the start with some values changed."""
     return dataclasses.replace(
-        base,
-        config={**base.config, **(config or {})},
-        arguments={**base.arguments, **(arguments or {})},
-        augmentation=dataclasses.replace(base.augmentation, **(augmentation or {})),
+        START,
+        config={**START.config, **(config or {})},
+        arguments={**START.arguments, **(arguments or {})},
+        augmentation=dataclasses.replace(START.augmentation, **(augmentation or {})),
         **rest,
     )
 
@@ -87,11 +104,6 @@ VARIANTS: dict[str, Recipe] = {
     "wide-dropout-0-epochs-60": variant(
         {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
         {"num_train_epochs": 60},
-    ),
-    "wide-dropout-0-epochs-60-speaker-some": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {"speaker_share": 1.0},
     ),
     "wide-dropout-0-epochs-60-speaker-all": variant(
         {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},

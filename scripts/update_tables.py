@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from timnet_hf.model_folder import refresh_model_folder
-from timnet_hf.tables import fill_benchmark, fill_markers
+from timnet_hf.tables import fill_benchmark, fill_channels, fill_markers
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -33,7 +33,8 @@ def update(check: bool) -> list[Path]:
         if not path.is_file():
             continue
         text = path.read_text(encoding="utf-8")
-        filled = fill_benchmark(fill_markers(text, RESULTS), RESULTS)
+        filled = fill_markers(text, RESULTS)
+        filled = fill_channels(fill_benchmark(filled, RESULTS), RESULTS)
         if filled != text:
             outdated.append(path)
             if not check:

@@ -22,6 +22,7 @@ from timnet_hf.tables import (
     NOTHING_MEASURED,
     PUBLISHED,
     ResultsError,
+    fill_channels,
     fill_markers,
     load_reports,
     render_results_table,
@@ -349,3 +350,21 @@ def test_every_table_of_the_project_shows_what_its_json_says(
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(script), run_name="__main__")
     assert stopped.value.code == 0, capsys.readouterr().out
+
+
+def test_the_table_of_channels_shows_what_was_measured_or_says_that_nothing_was(
+    tmp_path: Path,
+) -> None:
+    text = "<!-- channels:begin -->\nold\n<!-- channels:end -->"
+    assert NOTHING_MEASURED in fill_channels(text, tmp_path)
+    told = {"same_label_percent": 99.44, "mean_difference": 0.00123}
+    measured = {
+        "n_files": 535,
+        "corpus": "emodb",
+        "model": "timnet-emodb",
+        "versions": {"mp3, 128 kbit/s": told},
+    }
+    (tmp_path / "channels.json").write_text(json.dumps(measured))
+    filled = fill_channels(text, tmp_path)
+    assert "| mp3, 128 kbit/s | 99.44 | 0.0012 |" in filled and "535 recordings" in filled
+    assert "old" not in filled and fill_channels(filled, tmp_path) == filled

@@ -25,7 +25,7 @@ from .cli_training import convert, cross_validate, train
 
 app = typer.Typer(
     name="timnet",
-    help="Speech emotion recognition with TIM-Net, a network of a tenth of a million parameters.",
+    help="Speech emotion recognition with TIM-Net, a network of about 0.1 M parameters.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -24,10 +24,12 @@ __all__ = [
     "Published",
     "ResultsError",
     "fill_benchmark",
+    "fill_channels",
     "fill_markers",
     "load_reports",
     "protocol_title",
     "render_benchmark",
+    "render_channels",
     "render_reports",
     "render_results_table",
 ]
@@ -56,6 +58,7 @@ _MARKERS = re.compile(
 _BENCHMARK_MARKERS = re.compile(
     r"(<!-- benchmark:begin -->\n).*?(<!-- benchmark:end -->)", re.DOTALL
 )
+_CHANNEL_MARKERS = re.compile(r"(<!-- channels:begin -->\n).*?(<!-- channels:end -->)", re.DOTALL)
 
 
 def protocol_title(protocol: str) -> str:
@@ -333,6 +336,33 @@ def fill_benchmark(text: str, results_dir: str | os.PathLike[str]) -> str:
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return _BENCHMARK_MARKERS.sub(
         lambda match: f"{match[1]}\n{render_benchmark(rows)}\n\n{match[2]}", text
+    )
+
+
+def render_channels(measured: dict[str, Any]) -> str:
+    """What a recording's way does to its answer, as a Markdown table."""
+    if not measured:
+        return NOTHING_MEASURED
+    lines = [
+        f"All {measured['n_files']} recordings of {CORPORA[measured['corpus']].title}, "
+        f"`{measured['model']}`:",
+        "",
+        "| the recording as it was, and | same first label % | probabilities differ by |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {told['same_label_percent']:.2f} | {told['mean_difference']:.4f} |"
+            for name, told in measured["versions"].items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def fill_channels(text: str, results_dir: str | os.PathLike[str]) -> str:
+    """Put that table between its markers, from ``channels.json`` and from nothing else."""
+    path = Path(results_dir) / "channels.json"
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _CHANNEL_MARKERS.sub(
+        lambda match: f"{match[1]}\n{render_channels(measured)}\n\n{match[2]}", text
     )
 
 
