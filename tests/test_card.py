@@ -291,6 +291,25 @@ def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
     assert len(load_reports(tmp_path)) == 3
 
 
+def test_a_known_voice_is_reported_beside_the_unknown_one_and_never_in_its_place(
+    tmp_path: Path,
+) -> None:
+    known = {**LOSO, "recipe": "default-adapted", "uar": {**FIGURES, "pooled": 88.88}}
+    unknown = {**LOSO, "enrolled": {"1": {"uar": 83.0}, "all": {"uar": 88.88}}}
+    results = write_results(tmp_path / "results", known, unknown)
+    folder = write_model_folder(tmp_path / "model")
+    refresh_model_folder(folder, results)
+    names = {path.name for path in (folder / "evaluation").iterdir()}
+    assert names == {"loso.json", "loso-adapted.json"}
+    text = (folder / "README.md").read_text()
+    assert "**Expect 81.23 %" in text
+    assert "becomes 83.00 % with 1, 88.88 % with all of its recordings" in text
+    assert "| TIM-Net, `default-adapted` recipe | **88.88**" in text
+    assert "*adapted*: each test voice is known" in text
+    configs = {one.dataset_config for one in ModelCard(text).data.eval_results}
+    assert configs == {"loso", "loso-adapted"}
+
+
 @pytest.mark.parametrize(
     "difference",
     [

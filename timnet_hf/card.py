@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .corpus_table import CORPORA, Corpus
-from .tables import CROSS_CORPUS, PROTOCOL_TITLES, load_reports, protocol_title, render_reports
+from .tables import (
+    ADAPTED,
+    CROSS_CORPUS,
+    PROTOCOL_TITLES,
+    load_reports,
+    protocol_title,
+    render_reports,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXAMPLES",
     "build_card",
+    "evaluation_name",
     "model_name",
     "placeholder_repo_id",
     "reports_for",
@@ -89,9 +97,19 @@ def reports_for(
     files = (record.get("data") or {}).get("files")
     return [
         report
-        for report in load_reports(results_dir, corpus, recipe)
+        for name in (recipe, f"{recipe}{ADAPTED}")
+        for report in load_reports(results_dir, corpus, name)
         if not report.get("leaks_test_fold") and files in (None, report.get("n_files"))
     ]
+
+
+def evaluation_name(report: dict[str, Any]) -> str:
+    """What a report is called in a model folder: its protocol, and whether voices were enrolled."""
+    return f"{report['protocol']}{ADAPTED if _is_adapted(report) else ''}"
+
+
+def _is_adapted(report: dict[str, Any]) -> bool:
+    return str(report["recipe"]).endswith(ADAPTED)
 
 
 def build_card(
@@ -120,7 +138,10 @@ def build_card(
     order = list(PROTOCOL_TITLES)
     reports = sorted(
         (report for report in reports if not report.get("leaks_test_fold")),
-        key=lambda report: order.index(report["protocol"]) if report["protocol"] in order else 99,
+        key=lambda report: (
+            order.index(report["protocol"]) if report["protocol"] in order else 99,
+            _is_adapted(report),
+        ),
     )
     card = ModelCard.from_template(
         _front_matter(record, reports, repo_id),
@@ -183,6 +204,7 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
     results = []
     for report in reports:
         title = protocol_title(report["protocol"])
+        title += ", test voices enrolled" if _is_adapted(report) else ""
         corpus = CORPORA.get(report["corpus"])
         for kind, name, value in (
             ("recall", "UAR (unweighted average recall, macro recall), %", report["uar"]["pooled"]),
@@ -195,14 +217,14 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
                     task_name="Speech emotion recognition",
                     dataset_type=report["corpus"],
                     dataset_name=f"{corpus.title if corpus else report['corpus']}, {title}",
-                    dataset_config=report["protocol"],
+                    dataset_config=evaluation_name(report),
                     dataset_split="test",
                     metric_type=kind,
                     metric_name=name,
                     metric_value=value,
                     source_name=f"Cross-validation report, {title}",
                     source_url=f"https://huggingface.co/{repo_id}/blob/main/evaluation/"
-                    f"{report['protocol']}.json",
+                    f"{evaluation_name(report)}.json",
                 )
             )
     return results
@@ -311,6 +333,9 @@ def _about_results(
         "high": f"{high:.2f}",
         "chance": f"{100 / len(first['per_class_recall']):.1f}",
     }
+    values["enrolled"] = [
+        (count, f"{figures['uar']:.2f}") for count, figures in first.get("enrolled", {}).items()
+    ]
     values["first_seeds"] = len(first["seeds"]) if len(first["seeds"]) > 1 else None
     values["ece"] = f"{first['ece']:.3f}"
     values["recalls"] = [(label, f"{v:.1f}") for label, v in first["per_class_recall"].items()]

@@ -95,6 +95,8 @@ def save_model_folder(
     Raises:
         HubError: ``output_dir`` is a file.
     """
+    from .card import evaluation_name
+
     target = Path(output_dir)
     if target.exists() and not target.is_dir():
         raise HubError(f"{target}: is a file, not a folder. Choose another output folder.")
@@ -108,7 +110,7 @@ def save_model_folder(
         for code in _PACKAGE.glob(_CODE):
             shutil.copyfile(code, staging / code.name)
         for report in reports:
-            path = staging / EVALUATION_FOLDER / f"{report['protocol']}.json"
+            path = staging / EVALUATION_FOLDER / f"{evaluation_name(report)}.json"
             path.parent.mkdir(exist_ok=True)
             _write_json(path, report)
         record = {"parameters": model.num_parameters(only_trainable=True), **record}
@@ -222,13 +224,13 @@ def refresh_model_folder(
     Returns:
         The files that changed.
     """
-    from .card import reports_for
+    from .card import evaluation_name, reports_for
 
     folder = Path(path)
     record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     evaluation = folder / EVALUATION_FOLDER
     changed = []
-    reports = {f"{one['protocol']}.json": one for one in reports_for(record, results_dir)}
+    reports = {f"{evaluation_name(one)}.json": one for one in reports_for(record, results_dir)}
     for stale in evaluation.glob("*.json"):
         if stale.name not in reports:
             stale.unlink()

@@ -18,6 +18,7 @@ from typing import Any
 from .corpus_table import CORPORA
 
 __all__ = [
+    "ADAPTED",
     "CROSS_CORPUS",
     "PROTOCOL_TITLES",
     "PUBLISHED",
@@ -50,6 +51,8 @@ PROTOCOL_NOTES = {
 }
 #: Protocols of this prefix name the corpus that a model trained on all of this one was judged on.
 CROSS_CORPUS = "to-"
+#: End of the recipe's name where each test voice was enrolled, see timnet_hf.speaker_timnet.
+ADAPTED = "-adapted"
 NOTHING_MEASURED = "Nothing has been measured yet."
 
 _MARKERS = re.compile(
@@ -252,6 +255,10 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         for name in protocols
         if name in PROTOCOL_NOTES
     ]
+    if any(str(report["recipe"]).endswith(ADAPTED) for report in reports):
+        notes.append(
+            f"*{ADAPTED[1:]}*: each test voice is known from its recordings, without their labels."
+        )
     if corpus in CORPORA and CORPORA[corpus].note:
         notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
