@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from timnet_hf import TimNetFeatureExtractor, evaluation
 from timnet_hf.evaluation import BestOnTest, LastEpochs, score, softmax, tsne, uar, war
 from timnet_hf.metrics import load_metric
+from timnet_hf.speaker_timnet import blend, logit_offset, make_profile
 from timnet_hf.training import Trained, build_arguments, train
 
 from .tiny_training import same_weights, tiny_recipe, tiny_store
@@ -69,6 +71,20 @@ class TestScore:
         together, _ = score(model.model, model.extractor, STORE, range(12))
 
         np.testing.assert_allclose(together[3], alone[0], atol=1e-5)
+
+
+def test_enrolled_recordings_put_features_and_answers_right(model: Trained) -> None:
+    rows, enrolled = [3, 7], [3, 7, 11]
+    profile = make_profile("a", [STORE.original[row] for row in enrolled], {})
+    mean, std = blend(profile, model.extractor.mean or (), model.extractor.std or ())
+    adapted = copy.deepcopy(model.extractor)
+    adapted.mean, adapted.std = mean.tolist(), std.tolist()
+    usual = score(model.model, adapted, STORE, enrolled)[0].mean(0)
+
+    logits, _ = score(model.model, model.extractor, STORE, rows, enrolled=enrolled)
+
+    plain, _ = score(model.model, adapted, STORE, rows)
+    np.testing.assert_allclose(logits, plain + logit_offset(usual, 3), atol=1e-5)
 
 
 class TestBestOnTest:

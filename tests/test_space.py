@@ -199,7 +199,7 @@ def test_a_known_voice_gets_the_answer_of_timnet_predict_with_its_profile(
 ) -> None:
     others = [write_speech(tmp_path / f"{seconds}.wav", seconds) for seconds in (2.0, 4.0)]
     profile = tmp_path / "anna.json"
-    enroll("anna", others, load_model(models[0])[1]).save(profile)
+    enroll("anna", others, *load_model(models[0])).save(profile)
     (adapted,) = predict_recordings([clip], load_scorer(models[0], speaker=profile))
 
     voice = others if known_from == "recordings" else [profile]

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import torch
 
-from timnet_hf import TimNetFeatureExtractor
+from timnet_hf import TimNetConfig, TimNetFeatureExtractor, TimNetForAudioClassification
 from timnet_hf.speaker_timnet import (
     LARGEST_SHARE,
     PRIOR_FRAMES,
+    PRIOR_RECORDINGS,
     SpeakerError,
     SpeakerProfile,
     blend,
+    logit_offset,
     make_profile,
 )
 
@@ -47,6 +51,67 @@ def test_few_frames_weigh_little_and_many_weigh_three_quarters():
     assert np.allclose(mean, 10 * share)
     assert np.allclose(std, np.sqrt(9 * share + 1 * (1 - share)))
     assert blended(1)[0] < 0.1 and np.allclose(blended(10**7)[0], 10 * LARGEST_SHARE, atol=1e-3)
+
+
+def test_the_usual_answer_is_taken_off_the_more_the_more_recordings_it_is_of():
+    usual = [3.0, 0.0, -3.0]
+    assert np.allclose(logit_offset(usual, PRIOR_RECORDINGS), [-1.5, 0, 1.5])
+    assert np.abs(logit_offset(usual, 1)).max() < 0.5
+    assert np.allclose(logit_offset(usual, 10**6), [-3, 0, 3], atol=1e-3)
+    assert np.allclose(logit_offset([2.0, 2.0], 10), 0)  # no label above another
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = TimNetConfig(hidden_size=8, num_hidden_layers=2, num_labels=3, temperature=2.0)
+    return TimNetForAudioClassification(config).eval()
+
+
+def test_an_adapted_model_takes_its_usual_answer_off(extractor, model, tmp_path):
+    clips = [noise(seed) for seed in range(3)]
+    profile = model.describe_speaker("anna", clips, extractor)
+    profile.save(tmp_path / "anna.json")
+    features = extractor.adapted_to(profile)
+    inputs = [features(clip, sampling_rate=16_000, return_tensors="pt") for clip in clips]
+    adapted = model.adapted_to(tmp_path / "anna.json")
+    with torch.no_grad():
+        before = np.array([model(**one).logits[0].numpy() for one in inputs])
+        after = np.array([adapted(**one).logits[0].numpy() for one in inputs])
+        again = np.array([model(**one).logits[0].numpy() for one in inputs])
+    assert np.allclose(profile.usual_logits, before.mean(0), atol=1e-5)
+    assert np.allclose(after, before + logit_offset(before.mean(0), 3), atol=1e-5)
+    assert np.array_equal(again, before)
+    weights, shared = dict(model.named_parameters()), dict(adapted.named_parameters())
+    assert {name for name in weights if shared[name] is not weights[name]} == {"classifier.bias"}
+
+
+def test_answers_are_the_plain_ones_whatever_the_model_is_set_to(extractor, model):
+    plain = model.describe_speaker("anna", [noise(0)], extractor)
+    warm = copy.deepcopy(model).train()
+    warm.config.apply_temperature = True
+    again = warm.describe_speaker("anna", [noise(0)], extractor)
+    assert np.allclose(again.usual_logits, plain.usual_logits)
+    assert warm.training
+
+
+def test_the_answers_of_another_model_are_refused(extractor, model):
+    profile = model.describe_speaker("anna", [noise(0)], extractor)
+    other = TimNetForAudioClassification(model.config).eval()
+    with pytest.raises(SpeakerError, match="enrolled with another model"):
+        other.adapted_to(profile)
+
+
+def test_a_profile_without_answers_adapts_the_features_alone(extractor, model):
+    profile = extractor.describe_speaker("anna", [noise(0)])
+    assert profile.usual_logits is None
+    assert model.adapted_to(profile).classifier is model.classifier
+
+
+def test_labels_that_do_not_stand_against_each_other_are_left_alone(extractor, model):
+    each = copy.deepcopy(model)
+    each.config.problem_type = "multi_label_classification"
+    assert each.describe_speaker("anna", [noise(0)], extractor).usual_logits is None
 
 
 def test_a_profile_survives_its_file_and_holds_no_sound(extractor, tmp_path):
@@ -89,6 +154,9 @@ def test_adapting_takes_a_file_a_dictionary_or_a_profile(extractor, tmp_path):
         '{"name": "a", "mean": [0], "std": [1, 1], "frames": 5, "recordings": 1, "features": {}}',
         '{"name": "a", "mean": [NaN], "std": [1], "frames": 5, "recordings": 1, "features": {}}',
         '{"name": "a", "mean": [0], "std": [1], "frames": 0, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": [0], "std": [1], "frames": 5, "recordings": 0, "features": {}}',
+        '{"name": "a", "mean": [0], "std": [1], "frames": 5, "recordings": 1, "features": {},'
+        ' "usual_logits": [NaN]}',
         '{"name": "a", "mean": "x", "std": [1], "frames": 5, "recordings": 1, "features": {}}',
     ],
 )

@@ -20,7 +20,7 @@ def enroll(
     ] = None,
     model: ModelOption = None,
 ) -> None:
-    """Keep a voice's feature statistics, for `timnet predict --speaker`; no labels needed."""
+    """Keep what a voice usually sounds like, for `timnet predict --speaker`; no labels needed."""
     from .audio import AudioError, find_audio_files
     from .prediction import enroll as make_profile
     from .prediction import load_model
@@ -28,8 +28,8 @@ def enroll(
     files = find_audio_files(inputs)
     if not files:
         raise AudioError(f"{', '.join(map(str, inputs))}: no recordings; give files or a folder")
-    _, extractor = load_model(model)
-    profile = make_profile(name, files, extractor)
+    network, extractor = load_model(model)
+    profile = make_profile(name, files, network, extractor)
     path = output or Path(f"{Path(name).name or 'speaker'}.json")
     profile.save(path)
     seconds = profile.frames / extractor.frames_per_second

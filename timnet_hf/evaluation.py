@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from .feature_extraction_timnet import TimNetFeatureExtractor
 from .feature_store import FeatureStore
 from .modeling_timnet import TimNetForAudioClassification
-from .speaker_timnet import blend, make_profile
+from .speaker_timnet import blend, logit_offset, make_profile
 from .training import RecordingSet, Rows, collate
 
 
@@ -35,13 +35,18 @@ def score(
         store: Features of the corpus.
         indices: The recordings to score.
         batch_size: Recordings scored at once.
-        enrolled: Recordings of the same speaker, to standardise by that voice; None for none.
+        enrolled: Recordings of the same speaker, to take the voice out by; None for none. Their
+            labels are not looked at.
     """
     if enrolled is not None:
         profile = make_profile("speaker", [store.original[row] for row in enrolled], {})
         mean, std = blend(profile, extractor.mean or (), extractor.std or ())
         extractor = copy.deepcopy(extractor)
         extractor.mean, extractor.std = mean.tolist(), std.tolist()
+        usual, _ = score(model, extractor, store, enrolled, batch_size)
+        logits, fused = score(model, extractor, store, indices, batch_size)
+        offset = logit_offset(usual.mean(0), len(enrolled)).astype(np.float32)
+        return logits + offset, fused
     recordings = RecordingSet(store, indices, extractor)
     order = sorted(
         range(len(recordings)), key=lambda item: recordings[item]["input_values"].shape[0]

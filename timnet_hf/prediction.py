@@ -137,11 +137,16 @@ def load_scorer(
             )
         return OnnxModel(name)
     model, extractor = load_model(name, revision)
-    return TorchScorer(model, extractor.adapted_to(speaker) if speaker is not None else extractor)
+    if speaker is not None:
+        model, extractor = model.adapted_to(speaker), extractor.adapted_to(speaker)
+    return TorchScorer(model, extractor)
 
 
 def enroll(
-    name: str, paths: Iterable[str | Path], extractor: TimNetFeatureExtractor
+    name: str,
+    paths: Iterable[str | Path],
+    model: TimNetForAudioClassification,
+    extractor: TimNetFeatureExtractor,
 ) -> SpeakerProfile:
     """A voice's profile from recordings of it; no labels are needed.
 
@@ -155,7 +160,7 @@ def enroll(
         if np.abs(waveform).max(initial=0.0) <= 1e-4:
             raise AudioError(f"{path}: nothing to hear; leave it out.")
         waveforms.append(waveform)
-    return extractor.describe_speaker(name, waveforms)
+    return model.describe_speaker(name, waveforms, extractor)
 
 
 def resolve_model(name: str | Path | None = None) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from checkpoints import Checkpoint
@@ -20,7 +21,7 @@ class VoiceError(ValueError):
 
 
 def knowing(checkpoint: Checkpoint, files: Sequence[str] | None) -> Checkpoint:
-    """The checkpoint with features standardised by one voice; as it is where there are no files.
+    """The checkpoint put right for one voice; as it is where there are no files.
 
     Args:
         checkpoint: The model.
@@ -35,24 +36,29 @@ def knowing(checkpoint: Checkpoint, files: Sequence[str] | None) -> Checkpoint:
         return checkpoint
     if len(files) > MAX_RECORDINGS:
         raise VoiceError(f"{len(files)} files are too many: {MAX_RECORDINGS} tell enough.")
-    extractor = checkpoint.timeline.feature_extractor
+    model, extractor = checkpoint.timeline.model, checkpoint.timeline.feature_extractor
     if len(files) == 1 and files[0].lower().endswith(".json"):
         name = shown_name(files[0])
         if Path(files[0]).stat().st_size > MAX_BYTES:
             raise VoiceError(f"{name} is too large for a speaker profile.")
-        try:
-            adapted = extractor.adapted_to(files[0])
-        except ValueError as error:  # it names the page's own path
-            raise VoiceError(str(error).replace(files[0], name)) from error
+        profile: Any = files[0]
     else:
+        name = ""
         waveforms = [load_recording(one, checkpoint.sampling_rate, MAX_MINUTES) for one in files]
         for one, waveform in zip(files, waveforms, strict=True):
             if np.abs(waveform).max() <= 1e-4:
                 raise VoiceError(f"{shown_name(one)} holds nothing but silence. Leave it out.")
-        adapted = extractor.adapted_to(extractor.describe_speaker("voice", waveforms))
-    timeline = type(checkpoint.timeline)(
-        model=checkpoint.timeline.model, feature_extractor=adapted, device="cpu"
-    )
+        profile = model.describe_speaker("voice", waveforms, extractor)
+    try:
+        timeline = type(checkpoint.timeline)(
+            model=model.adapted_to(profile),
+            feature_extractor=extractor.adapted_to(profile),
+            device="cpu",
+        )
+    except ValueError as error:
+        if not name:
+            raise
+        raise VoiceError(str(error).replace(files[0], name)) from error  # not the page's own path
     return replace(checkpoint, timeline=timeline)
 
 
