@@ -19,11 +19,15 @@ statistics are taken over valid frames alone.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (the library's own convention)
 from torch import nn
@@ -35,6 +39,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
 from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling
+from .speaker_timnet import SpeakerError, SpeakerProfile, logit_offset
 
 
 @dataclass
@@ -342,6 +347,71 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states
         )
+
+    def fingerprint(self) -> str:
+        """Short checksum of the classifier, which tells one trained model from another."""
+        weight = self.classifier.weight.detach().cpu().float().contiguous()
+        return hashlib.sha256(weight.numpy().tobytes()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def describe_speaker(
+        self, name: str, waveforms: Sequence[np.ndarray], extractor: Any
+    ) -> SpeakerProfile:
+        """What is kept of a voice that is enrolled: its features, and what the model answers to it.
+
+        Args:
+            name: The speaker's name.
+            waveforms: Recordings of this voice alone, each (samples,) at the extractor's rate; ten
+                are plenty, and they should be of all moods.
+            extractor: The model's feature extractor.
+
+        Raises:
+            ValueError: There is no waveform, or one that the extractor refuses.
+        """
+        profile = extractor.describe_speaker(name, waveforms)
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            return profile  # no label there stands against another
+        adapted, rate = extractor.adapted_to(profile), extractor.sampling_rate
+        training = self.training
+        self.eval()
+        inputs = [adapted(one, sampling_rate=rate, return_tensors="pt") for one in waveforms]
+        logits = [self(**one.to(self.device), apply_temperature=False).logits[0] for one in inputs]
+        self.train(training)
+        usual = torch.stack(logits).double().mean(0)
+        return replace(profile, usual_logits=usual.tolist(), model=self.fingerprint())
+
+    def adapted_to(
+        self, speaker: SpeakerProfile | dict[str, Any] | str | os.PathLike[str]
+    ) -> TimNetForAudioClassification:
+        """A copy that takes what it usually answers to an enrolled voice off its logits.
+
+        All weights but the classifier's bias are shared. It wants its features from the
+        extractor's ``adapted_to`` with the same profile.
+
+        Args:
+            speaker: A profile, or the JSON file that ``timnet enroll`` wrote; one without answers
+                changes nothing.
+
+        Raises:
+            SpeakerError: It is no profile, or the answers in it are another model's.
+            OSError: The file cannot be read.
+        """
+        profile = SpeakerProfile.load(speaker)
+        adapted = copy.copy(self)
+        adapted._modules = dict(self._modules)
+        if profile.usual_logits is None:
+            return adapted
+        same = profile.model == self.fingerprint()
+        if not same or len(profile.usual_logits) != self.num_labels:
+            raise SpeakerError(
+                f"{profile.name}: enrolled with another model. Enrol the voice again with this one."
+            )
+        adapted.classifier = copy.copy(self.classifier)
+        adapted.classifier._parameters = dict(self.classifier._parameters)
+        offset = logit_offset(profile.usual_logits, profile.recordings)
+        bias = self.classifier.bias.detach() + torch.from_numpy(offset).to(self.classifier.bias)
+        adapted.classifier.bias = nn.Parameter(bias)
+        return adapted
 
 
 __all__ = [
