@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from timnet_hf import TimNetFeatureExtractor, recipes, reporting, space
+from timnet_hf import recipes, reporting, space
 from timnet_hf.corpora import CORPORA
-from timnet_hf.prediction import CHECKPOINTS
+from timnet_hf.prediction import CHECKPOINTS, load_model
 
 from .conftest import REPOSITORY, synthesise_speech
 from .test_conversion import keras_layers, make_model, write
@@ -45,8 +45,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(BytesIO(tiny_emodb())) as archive:
         archive.extractall(folder / "DATA" / "emodb")
     voice = [synthesise_speech(4.0)]
-    extractor = TimNetFeatureExtractor.from_pretrained(CHECKPOINTS / "timnet-emodb")
-    extractor.describe_speaker("anna", voice).save(folder / "anna.json")
+    network, extractor = load_model(CHECKPOINTS / "timnet-emodb")
+    network.describe_speaker("anna", voice, extractor).save(folder / "anna.json")
     write(folder / "WEIGHTS.hdf5", keras_layers(make_model(num_labels=4)))
     return folder
 

@@ -251,8 +251,8 @@ def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) ->
                     elem_id="voice-files",
                 )
                 gr.Markdown(
-                    "A few other recordings of the same person, in any mood, tell the voice from "
-                    "the emotion. Or the profile that `timnet enroll` wrote."
+                    "Other recordings of the same person, ten or more in all moods, tell the voice "
+                    "from the emotion. Or the profile that `timnet enroll` wrote."
                 )
         with gr.Column(min_width=300):
             answer = gr.Label(label="Probabilities", num_top_classes=8, elem_id="answer")
