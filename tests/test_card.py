@@ -216,6 +216,13 @@ def test_a_fitted_temperature_is_stated() -> None:
     assert "A temperature of 1.250 was fitted" in card(LOSO, temperature=1.25)
 
 
+def test_the_calibration_error_is_given_without_and_with_a_temperature() -> None:
+    plain = " ".join(card(LOSO).split())
+    assert "error of the plain softmax is 0.071 (0 is perfect)." in plain
+    fitted = " ".join(card({**LOSO, "ece_uncalibrated": 0.1234, "temperature": 0.6}).split())
+    assert "plain softmax is 0.123 (0 is perfect), and 0.071 with a temperature" in fitted
+
+
 def test_no_figure_is_typed_into_the_template() -> None:
     text = template_path().read_text(encoding="utf-8")
     text = re.sub("<!-- results:begin -->.*?<!-- results:end -->", "", text, flags=re.DOTALL)

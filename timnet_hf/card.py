@@ -337,7 +337,9 @@ def _about_results(
         (count, f"{figures['uar']:.2f}") for count, figures in first.get("enrolled", {}).items()
     ]
     values["first_seeds"] = len(first["seeds"]) if len(first["seeds"]) > 1 else None
-    values["ece"] = f"{first['ece']:.3f}"
+    values["ece"] = f"{first.get('ece_uncalibrated', first['ece']):.3f}"
+    if "ece_uncalibrated" in first:
+        values["ece_calibrated"] = f"{first['ece']:.3f}"
     values["recalls"] = [(label, f"{v:.1f}") for label, v in first["per_class_recall"].items()]
     if first["protocol"] == "loso" and first.get("per_speaker"):
         speakers = first["per_speaker"].values()
