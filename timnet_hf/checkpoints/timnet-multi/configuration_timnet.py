@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of the TIM-Net speech-emotion network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    # Loads nothing. Where transformers saves a model with its code, it follows imports to the files
+    # that belong to it; the pipeline is one of them, and nothing else here leads to it.
+    from .pipeline_timnet import TimNetTimelinePipeline  # noqa: F401
+
+#: The paper's four ablations, as keyword arguments of :class:`TimNetConfig`.
+ABLATIONS: dict[str, dict[str, bool]] = {
+    "no-backward": {"bidirectional": False},
+    "no-multi-scale": {"multi_scale": False},
+    "no-dynamic-fusion": {"dynamic_fusion": False},
+    "plain-tcn": {"bidirectional": False, "multi_scale": False, "dynamic_fusion": False},
+}
+
+#: Frames that one layer may look back: hours of audio, and a bound on the memory it takes.
+MAX_REACH = 2**20
+
+#: Labels of one network: a file that claims millions would fill the memory with their names.
+MAX_LABELS = 10_000
+
+#: Field → its kind, a test, and what the test demands.
+_RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("input_size", "hidden_size"),
+        (Integral, lambda size: 1 <= size <= 8192, "an integer from 1 to 8192"),
+    ),
+    "num_hidden_layers": (Integral, lambda n: 1 <= n <= 32, "an integer from 1 to 32"),
+    "kernel_size": (Integral, lambda taps: taps >= 1, "an integer of at least 1"),
+    **dict.fromkeys(
+        ("hidden_dropout_prob", "classifier_dropout"),
+        (Real, lambda p: 0 <= p < 1, "a number in [0, 1)"),
+    ),
+    **dict.fromkeys(
+        ("bidirectional", "multi_scale", "dynamic_fusion", "pool_input", "normalize_scales")
+        + ("apply_temperature",),
+        (bool, lambda _: True, "true or false"),
+    ),
+    "pooling": (str, ("mean", "statistics").__contains__, "'mean' or 'statistics'"),
+    "fusion_init": (str, ("uniform", "mean").__contains__, "'uniform' or 'mean'"),
+    "batch_norm_eps": (Real, lambda eps: 0 < eps <= 1, "a number in (0, 1]"),
+    "batch_norm_momentum": (Real, lambda m: 0 <= m <= 1, "a number in [0, 1]"),
+    "temperature": (Real, lambda t: 0 < t < inf, "a finite number above 0"),
+}
+
+
+class TimNetConfig(PreTrainedConfig):
+    """Shape and switches of a TIM-Net.
+
+    The defaults are the network as published (Ye et al., ICASSP 2023, arXiv 2211.08233): 39 MFCCs
+    in, two streams of eight temporal-aware blocks, 104,496 trainable parameters with seven labels.
+
+    Args:
+        input_size: Coefficients in each input frame, 1 to 8192.
+        hidden_size: Channels of each stream, 1 to 8192.
+        num_hidden_layers: Temporal-aware blocks in each stream; block *j* has dilation 2^(j-1).
+            1 to 21 with two taps: no layer may look back more than 2^20 frames, hours of audio.
+        kernel_size: Taps of the causal convolutions, at least 1.
+        hidden_dropout_prob: Whole-channel (spatial) dropout behind each convolution, 0 to 1.
+        classifier_dropout: Dropout on the fused vector before the classifier, 0 to 1.
+        bidirectional: Use the stream that reads the recording backwards.
+        multi_scale: Pool every block; otherwise only the last one.
+        dynamic_fusion: Learn one weight a scale; otherwise take the plain mean of the scales.
+        pooling: How a scale's frames become one vector. ``"mean"``: mean over time of the sum of
+            the streams, as published. ``"statistics"``: mean, standard deviation and mean absolute
+            difference of neighbouring frames, for each stream, side by side.
+        pool_input: Pool the input of the first block as a scale of its own.
+        normalize_scales: Batch-normalise each scale's vector before the fusion, so that scales and
+            kinds of statistics enter it with like weight.
+        fusion_init: Where the fusion weights start. ``"uniform"``: in ±0.05, as published;
+            ``"mean"``: at one over the number of scales.
+        batch_norm_eps: Added to the variance in batch normalisation, above 0 and at most 1.
+        batch_norm_momentum: Weight of the new batch in the running statistics, 0 to 1.
+        temperature: Divisor that calibrates the logits, above 0. Fitted on held-out speakers.
+        apply_temperature: Let the classification head divide its logits by ``temperature``,
+            except in training.
+        **kwargs: Passed to :class:`transformers.PreTrainedConfig` (``id2label``, ``num_labels`` …).
+
+    Raises:
+        ValueError: A value is of the wrong kind or out of its range.
+
+    Example:
+        >>> from timnet_hf import TimNetConfig
+        >>> TimNetConfig(num_labels=7).num_scales
+        8
+    """
+
+    model_type = "timnet"
+    attribute_map: ClassVar[dict[str, str]] = {}
+
+    input_size: int = 39
+    hidden_size: int = 39
+    num_hidden_layers: int = 8
+    kernel_size: int = 2
+    hidden_dropout_prob: float | int = 0.1
+    classifier_dropout: float | int = 0.0
+    bidirectional: bool = True
+    multi_scale: bool = True
+    dynamic_fusion: bool = True
+    pooling: str = "mean"
+    pool_input: bool = False
+    normalize_scales: bool = False
+    fusion_init: str = "uniform"
+    batch_norm_eps: float = 1e-3
+    batch_norm_momentum: float = 0.01
+    temperature: float | int = 1.0
+    apply_temperature: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check kinds and ranges: a configuration may come from anyone's JSON file."""
+        for name, (kind, holds, wanted) in _RULES.items():
+            value = getattr(self, name)
+            is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if not (is_kind and holds(value)):
+                raise ValueError(f"{name} must be {wanted}, not {value!r}.")
+        if (self.kernel_size - 1) * 2 ** (self.num_hidden_layers - 1) > MAX_REACH:
+            raise ValueError(
+                f"With num_hidden_layers {self.num_hidden_layers} and kernel_size "
+                f"{self.kernel_size} a layer looks back more than {MAX_REACH} frames. "
+                "Take fewer blocks or taps."
+            )
+        count = kwargs.get("num_labels")
+        if count is not None and not (isinstance(count, Integral) and count <= MAX_LABELS):
+            raise ValueError(f"num_labels must be an integer up to {MAX_LABELS}, not {count!r}.")
+        # pipeline() takes a task that config.json names from the folder and asks for trust in it,
+        # even where it knows that task. The package registers it, so its own code is to be taken.
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+        if not self.num_labels or self.num_labels < 1:
+            raise ValueError("A classifier needs at least one label: check num_labels or id2label.")
+        names: Any = self.id2label
+        if set(names) != set(range(len(names))) or len(names) > MAX_LABELS:
+            raise ValueError(
+                f"id2label must name the outputs from 0 to {len(names) - 1}, at most {MAX_LABELS}; "
+                f"it names {sorted(names)[:5]} …"
+            )
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of blocks: 2, or 1 without the backward stream."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def num_scales(self) -> int:
+        """Vectors that are fused: one a pooled block, and one for the input if it is pooled."""
+        return (self.num_hidden_layers if self.multi_scale else 1) + int(self.pool_input)
+
+    @property
+    def pooled_size(self) -> int:
+        """Length of a scale's vector, which is also that of the fused vector."""
+        return self.hidden_size * (3 * self.num_streams if self.pooling == "statistics" else 1)
+
+
+__all__ = ["ABLATIONS", "TimNetConfig"]

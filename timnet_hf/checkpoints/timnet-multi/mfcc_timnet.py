@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of MFCCs: samples → power in mel bands → log → cepstral coefficients.
+
+Written to pass over memory as few times as it can: a recording's spectrum is larger than the
+processor's nearest cache, and a clip is done in a third of a millisecond. ::
+
+    samples ──frames · window──▶ real FFT ──re² + im²──▶ bins ──mel filters──▶ bands ──log, DCT──▶
+
+A mel filter is zero almost everywhere. Neighbours share their bins, so the filters are applied in
+groups, each to the few bins that it sees: a third of the multiplications of one large product.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torchaudio.functional import create_dct, melscale_fbanks
+
+#: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
+MAX_AMPLITUDE = 1e5
+
+#: Spectra held at a time, so that a long recording needs no more memory than its waveform does.
+_BLOCK_FRAMES = 512
+
+#: Filters applied at a time: fewer, and calling costs more than multiplying by zeros.
+_GROUP_BANDS = 16
+
+#: Bins that a group of filters sees, the bands it makes, and its weights (bins, bands).
+MelGroup: TypeAlias = tuple[slice, slice, torch.Tensor]
+
+
+def as_samples(waveform: Any) -> torch.Tensor:
+    """Check a waveform: (samples,) float32 on the CPU.
+
+    Raises:
+        ValueError: It is empty, not one-dimensional, holds integers, or has samples that are NaN,
+            infinite or beyond ±``MAX_AMPLITUDE``.
+    """
+    if isinstance(waveform, np.ndarray) and not waveform.flags.writeable:
+        waveform = waveform.copy()  # as a decoder's buffer is; torch would warn of sharing it
+    samples = torch.as_tensor(waveform).detach()
+    if samples.ndim != 1:
+        raise ValueError(
+            f"Expected a mono waveform (samples,), got shape {tuple(samples.shape)}. "
+            "Mix the channels down first."
+        )
+    if samples.numel() == 0:
+        raise ValueError("The waveform is empty. Pass at least one sample.")
+    if not samples.is_floating_point():
+        raise ValueError(
+            f"The waveform holds {samples.dtype} values. Pass floating-point samples within ±1: "
+            "16-bit integers divided by 32768."
+        )
+    lowest, highest = (float(value) for value in torch.aminmax(samples))  # a NaN makes both NaN
+    peak = max(-lowest, highest)
+    if not math.isfinite(peak):
+        raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
+    return samples.to("cpu", torch.float32)
+
+
+def centre(samples: torch.Tensor, length: int) -> torch.Tensor:
+    """Pad with zeros, or crop, to ``length``, the odd sample of a pad at the end."""
+    excess = samples.numel() - length
+    if excess >= 0:
+        return samples[excess // 2 : excess // 2 + length]
+    before = -excess // 2
+    return torch.nn.functional.pad(samples, (before, -excess - before))
+
+
+@torch.inference_mode()
+def band_power(
+    samples: torch.Tensor, window: torch.Tensor, hop_length: int, mel: tuple[MelGroup, ...]
+) -> np.ndarray:
+    """Power in each mel band of each frame.
+
+    Args:
+        samples: (samples,) float32.
+        window: (n_fft,); frames are centred on every ``hop_length``-th sample, zeros around.
+        hop_length: Samples between neighbouring frames.
+        mel: The filters, from :func:`mel_filters`.
+
+    Returns:
+        (frames, bands) float32.
+    """
+    n_fft = window.numel()
+    padded = torch.nn.functional.pad(samples, (n_fft // 2, n_fft // 2))
+    frames = padded.unfold(0, n_fft, hop_length)
+    power = torch.empty(frames.shape[0], mel[-1][1].stop)
+    for start in range(0, frames.shape[0], _BLOCK_FRAMES):
+        block = slice(start, start + _BLOCK_FRAMES)
+        squares = torch.view_as_real(torch.fft.rfft(frames[block] * window)).square_()
+        spectrum = squares[..., 0] + squares[..., 1]
+        for bins, bands, weights in mel:
+            torch.mm(spectrum[:, bins], weights, out=power[block, bands])
+    return power.numpy()
+
+
+@lru_cache(maxsize=16)
+def analysis_window(win_length: int, n_fft: int) -> torch.Tensor:
+    """Periodic Hann window (n_fft,), zeros on both sides of its ``win_length`` samples."""
+    window = torch.zeros(n_fft)
+    start = (n_fft - win_length) // 2
+    window[start : start + win_length] = torch.hann_window(win_length, periodic=True)
+    return window
+
+
+@lru_cache(maxsize=16)
+def mel_filters(
+    sampling_rate: int,
+    n_fft: int,
+    num_mel_bins: int,
+    min_frequency: float,
+    max_frequency: float,
+) -> tuple[MelGroup, ...]:
+    """Triangular filters of unit area on the Slaney mel scale, in groups of neighbours."""
+    filters = melscale_fbanks(
+        n_fft // 2 + 1,
+        min_frequency,
+        max_frequency,
+        num_mel_bins,
+        sampling_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    groups = []
+    for first in range(0, num_mel_bins, _GROUP_BANDS):
+        bands = slice(first, min(first + _GROUP_BANDS, num_mel_bins))
+        seen = filters[:, bands].any(1).nonzero()
+        # Filters narrower than a bin see none; one bin, then, with weights of zero.
+        bins = slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
+        groups.append((bins, bands, filters[bins, bands].contiguous()))
+    return tuple(groups)
+
+
+@lru_cache(maxsize=16)
+def cosine_transform(feature_size: int, num_mel_bins: int) -> torch.Tensor:
+    """Orthonormal DCT-II (num_mel_bins, feature_size)."""
+    return create_dct(feature_size, num_mel_bins, norm="ortho")
+
+
+__all__ = [
+    "MAX_AMPLITUDE",
+    "MelGroup",
+    "analysis_window",
+    "as_samples",
+    "band_power",
+    "centre",
+    "cosine_transform",
+    "mel_filters",
+]

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TIM-Net: a temporal-aware bi-directional multi-scale network for speech emotion.
+
+Written from the description of Ye, Wen, Wei, Xu, Liu and Shan, "Temporal Modeling Matters: A Novel
+Temporal Emotional Modeling Approach for Speech Emotion Recognition", ICASSP 2023, arXiv 2211.08233.
+
+The two streams share no weights but have the same shape, so they run side by side. Inside the
+network a batch is laid out as ::
+
+    (streams, frames, batch, hidden_size)      streams = [past → future, future → past]
+
+so that a causal shift is a slice of whole rows, and a convolution one matrix product a stream.
+
+Padding never reaches an answer. Each clip's valid frames are first moved to the front of its row,
+in time order for one stream and in reverse order for the other. A causal convolution looks only
+to the left, so what stands behind the last valid frame cannot leak into it; pooling and batch
+statistics are taken over valid frames alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (the library's own convention)
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from .configuration_timnet import TimNetConfig
+from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling
+from .speaker_timnet import SpeakerError, SpeakerProfile, logit_offset
+
+
+@dataclass
+class TimNetModelOutput(ModelOutput):
+    """What :class:`TimNetModel` returns.
+
+    Attributes:
+        last_hidden_state: (batch, frames, streams · hidden_size), the last block's output, both
+            streams in the time order of the input, zero where the input is padding.
+        pooler_output: (batch, pooled_size), the fused vector z = Σ_j w_j g_j.
+        scale_vectors: (batch, num_scales, pooled_size), the vectors g_j, finest scale first.
+        fusion_weights: (num_scales,), the weights w_j.
+        hidden_states: With ``output_hidden_states=True``: the first block's input and each block's
+            output, every one shaped like ``last_hidden_state``.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    scale_vectors: torch.Tensor | None = None
+    fusion_weights: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class TimNetBlock(GradientCheckpointingLayer):
+    """Temporal-aware block: two causal layers make a gate in (0, 1) for the block's input."""
+
+    def __init__(self, config: TimNetConfig, dilation: int):
+        super().__init__()
+        self.layer1 = TimNetCausalLayer(config, dilation)
+        self.layer2 = TimNetCausalLayer(config, dilation)
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Map (streams, frames, batch, hidden_size) to the same shape."""
+        return hidden * torch.sigmoid(self.layer2(self.layer1(hidden, mask), mask))
+
+
+class TimNetScaleNorm(nn.BatchNorm1d):
+    """Batch normalisation of the scales' vectors; a batch of one is left to the running ones."""
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Normalise (batch, num_scales · pooled_size)."""
+        if self.training and vectors.shape[0] == 1:
+            weights = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(vectors, *weights, training=False, eps=self.eps)
+        return super().forward(vectors)
+
+
+class TimNetFusion(nn.Module):
+    """Dynamic fusion: the scales' vectors summed with learned weights, no softmax on them."""
+
+    def __init__(self, config: TimNetConfig):
+        super().__init__()
+        self.num_scales = config.num_scales
+        self.learned = config.dynamic_fusion and config.num_scales > 1
+        if self.learned:
+            self.weight = nn.Parameter(torch.empty(config.num_scales))
+
+    def forward(self, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fuse (batch, num_scales, size) to (batch, size); return the weights (num_scales,) too."""
+        weights: torch.Tensor
+        if self.learned:
+            weights = self.weight
+        else:
+            weights = scales.new_full((self.num_scales,), 1 / self.num_scales)
+        return torch.einsum("bsc,s->bc", scales, weights.to(scales.dtype)), weights
+
+
+class TimNetPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and loading shared by the TIM-Net models."""
+
+    config_class = TimNetConfig
+    base_model_prefix = "timnet"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)  # type: ignore[assignment]  # a tuple, as the library itself has
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TimNetBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keras' defaults, as the published network has them: Glorot-uniform kernels, no bias."""
+        if isinstance(module, nn.Conv1d):
+            # Each group is a layer of its own, so its fans are counted alone.
+            fans = (module.in_channels + module.out_channels) / module.groups
+            bound = math.sqrt(6 / (fans * module.kernel_size[0]))
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for name, buffer in module.named_buffers():
+                (init.ones_ if name == "running_var" else init.zeros_)(buffer)
+        elif isinstance(module, TimNetFusion) and module.learned:
+            if self.config.fusion_init == "mean":
+                init.constant_(module.weight, 1 / module.num_scales)
+            else:
+                init.uniform_(module.weight, -0.05, 0.05)
+
+
+class TimNetModel(TimNetPreTrainedModel):
+    """The TIM-Net without a head: MFCC frames → one vector a time scale → the fused vector."""
+
+    def __init__(self, config: TimNetConfig):
+        super().__init__(config)
+        self.embed = TimNetConv(config.input_size, config.hidden_size, config.num_streams)
+        self.blocks = nn.ModuleList(
+            TimNetBlock(config, 2**index) for index in range(config.num_hidden_layers)
+        )
+        self.pooling = TimNetPooling(config)
+        if config.normalize_scales:
+            self.scale_norm = TimNetScaleNorm(
+                config.num_scales * config.pooled_size,
+                eps=config.batch_norm_eps,
+                momentum=config.batch_norm_momentum,
+            )
+        self.fusion = TimNetFusion(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The 1×1 convolution that every frame enters through."""
+        return self.embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
+        self.embed = value  # type: ignore[assignment]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> TimNetModelOutput:
+        """Run the network.
+
+        Args:
+            input_values: (batch, frames, input_size), the feature extractor's MFCCs.
+            attention_mask: (batch, frames), 1 at valid frames, 0 at padding on either side.
+            output_hidden_states: Also return every block's output.
+            **kwargs: ``return_dict=False`` for a tuple; anything else is ignored.
+
+        Returns:
+            The output of every stage, see :class:`TimNetModelOutput`.
+
+        Raises:
+            ValueError: The input is not (batch, frames, input_size), or has no frame.
+        """
+        if input_values.ndim != 3 or input_values.shape[-1] != self.config.input_size:
+            raise ValueError(
+                f"input_values must have shape (batch, frames, {self.config.input_size}), "
+                f"not {tuple(input_values.shape)}. Make them with TimNetFeatureExtractor."
+            )
+        if input_values.shape[1] == 0:
+            raise ValueError("input_values has no frame. Pass at least one.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+
+        streams = self.config.num_streams
+        order, mask = _reading_orders(attention_mask, input_values, streams)
+        # A copy: what follows wants its rows side by side in memory.
+        views = _read([input_values] * streams, order).contiguous()
+        if mask is not None:
+            # Whatever stands in the padding, even NaN, is gone before anything is multiplied by 0.
+            views = views.masked_fill(~mask, 0)
+            mask = mask.to(views.dtype)
+        states: list[torch.Tensor] = []
+
+        def keep(hidden: torch.Tensor) -> torch.Tensor:
+            # A state that is handed out lies on the way to the answer, so that its gradient can be
+            # asked for. Nothing is kept, and nothing detours, where it is not.
+            if not output_hidden_states:
+                return hidden
+            states.append(_restore(hidden, order, mask))
+            return _read(states[-1].chunk(streams, dim=-1), order).contiguous()
+
+        hidden = keep(self.embed(views))
+        scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
+        for index, block in enumerate(self.blocks):
+            hidden = keep(block(hidden, mask))
+            if self.config.multi_scale or index == len(self.blocks) - 1:
+                scales.append(self.pooling(hidden, mask))
+        scale_vectors = torch.stack(scales, dim=1)
+        if self.config.normalize_scales:
+            scale_vectors = self.scale_norm(scale_vectors.flatten(1)).view_as(scale_vectors)
+        fused, weights = self.fusion(scale_vectors)
+
+        return TimNetModelOutput(
+            last_hidden_state=states[-1] if states else _restore(hidden, order, mask),
+            pooler_output=fused,
+            scale_vectors=scale_vectors,
+            fusion_weights=weights,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+
+
+def _reading_orders(
+    attention_mask: torch.Tensor | None, values: torch.Tensor, num_streams: int
+) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
+    """Where each stream reads its frames from: valid ones first, forwards and backwards.
+
+    Returns:
+        For each stream the frame indices (batch, frames) in reading order, and the mask
+        (frames, batch, 1) of the valid frames in that order. Both None where nothing is padded.
+    """
+    if attention_mask is None:
+        return None, None
+    if attention_mask.shape != values.shape[:2]:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values has "
+            f"(batch, frames) {tuple(values.shape[:2])}."
+        )
+    valid = attention_mask != 0
+    length = valid.sum(1, keepdim=True)
+    forward = torch.argsort((~valid).to(torch.int32), dim=1, stable=True)
+    position = torch.arange(valid.shape[1], device=valid.device).expand_as(forward)
+    within = position < length
+    orders = [forward]
+    if num_streams == 2:
+        mirrored = torch.where(within, length - 1 - position, position)
+        orders.append(forward.gather(1, mirrored))
+    return orders, within.t().unsqueeze(-1)
+
+
+def _read(parts: Sequence[torch.Tensor], order: list[torch.Tensor] | None) -> torch.Tensor:
+    """Stack the streams' frames, each (batch, frames, size), every one in its reading order.
+
+    Returns:
+        (streams, frames, batch, size).
+    """
+    if order is None:
+        taken = [parts[0], *(part.flip(1) for part in parts[1:])]
+    else:
+        pairs = zip(parts, order, strict=True)
+        taken = [part.gather(1, at.unsqueeze(-1).expand_as(part)) for part, at in pairs]
+    return torch.stack(taken).transpose(1, 2)
+
+
+def _restore(
+    hidden: torch.Tensor, order: list[torch.Tensor] | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Undo the reading order: (streams, …) → time order (batch, frames, streams · hidden_size)."""
+    if order is not None and mask is not None:
+        hidden = hidden * mask
+        order = [torch.argsort(index, dim=1) for index in order]
+    streams = [stream.transpose(0, 1) for stream in hidden.unbind()]
+    return torch.cat(_read(streams, order).transpose(1, 2).unbind(), dim=-1)
+
+
+class TimNetForAudioClassification(TimNetPreTrainedModel):
+    """TIM-Net with a linear classifier on the fused vector."""
+
+    def __init__(self, config: TimNetConfig):
+        super().__init__(config)
+        self.num_labels = int(config.num_labels or 0)
+        self.timnet = TimNetModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.pooled_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        apply_temperature: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Score a batch of clips.
+
+        Args:
+            input_values: (batch, frames, input_size), the feature extractor's MFCCs.
+            attention_mask: (batch, frames), 1 at valid frames, 0 at padding.
+            labels: Class indices (batch,), or values (batch, num_labels) for the regression and
+                multi-label problem types; then the loss is returned too.
+            output_hidden_states: Also return every block's output.
+            apply_temperature: Divide the logits by ``config.temperature``; by default as
+                ``config.apply_temperature`` says, and never in training. The loss is taken on the
+                logits as returned.
+            **kwargs: Passed on to the loss function.
+
+        Returns:
+            ``logits`` (batch, num_labels), and ``loss`` and ``hidden_states`` where asked for.
+        """
+        outputs = self.timnet(
+            input_values,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        if apply_temperature is None:
+            apply_temperature = self.config.apply_temperature and not self.training
+        if apply_temperature:
+            logits = logits / self.config.temperature
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states
+        )
+
+    def fingerprint(self) -> str:
+        """Short checksum of the classifier, which tells one trained model from another."""
+        weight = self.classifier.weight.detach().cpu().float().contiguous()
+        return hashlib.sha256(weight.numpy().tobytes()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def describe_speaker(
+        self, name: str, waveforms: Sequence[np.ndarray], extractor: Any
+    ) -> SpeakerProfile:
+        """What is kept of a voice that is enrolled: its features, and what the model answers to it.
+
+        Args:
+            name: The speaker's name.
+            waveforms: Recordings of this voice alone, each (samples,) at the extractor's rate; ten
+                are plenty, and they should be of all moods.
+            extractor: The model's feature extractor.
+
+        Raises:
+            ValueError: There is no waveform, or one that the extractor refuses.
+        """
+        profile = extractor.describe_speaker(name, waveforms)
+        if self.config.problem_type in ("regression", "multi_label_classification"):
+            return profile  # no label there stands against another
+        adapted, rate = extractor.adapted_to(profile), extractor.sampling_rate
+        training = self.training
+        self.eval()
+        inputs = [adapted(one, sampling_rate=rate, return_tensors="pt") for one in waveforms]
+        logits = [self(**one.to(self.device), apply_temperature=False).logits[0] for one in inputs]
+        self.train(training)
+        usual = torch.stack(logits).double().mean(0)
+        return replace(profile, usual_logits=usual.tolist(), model=self.fingerprint())
+
+    def adapted_to(
+        self, speaker: SpeakerProfile | dict[str, Any] | str | os.PathLike[str]
+    ) -> TimNetForAudioClassification:
+        """A copy that takes what it usually answers to an enrolled voice off its logits.
+
+        All weights but the classifier's bias are shared. It wants its features from the
+        extractor's ``adapted_to`` with the same profile.
+
+        Args:
+            speaker: A profile, or the JSON file that ``timnet enroll`` wrote; one without answers
+                changes nothing.
+
+        Raises:
+            SpeakerError: It is no profile, or the answers in it are another model's.
+            OSError: The file cannot be read.
+        """
+        profile = SpeakerProfile.load(speaker)
+        adapted = copy.copy(self)
+        adapted._modules = dict(self._modules)
+        if profile.usual_logits is None:
+            return adapted
+        same = profile.model == self.fingerprint()
+        if not same or len(profile.usual_logits) != self.num_labels:
+            raise SpeakerError(
+                f"{profile.name}: enrolled with another model. Enrol the voice again with this one."
+            )
+        adapted.classifier = copy.copy(self.classifier)
+        adapted.classifier._parameters = dict(self.classifier._parameters)
+        offset = logit_offset(profile.usual_logits, profile.recordings)
+        bias = self.classifier.bias.detach() + torch.from_numpy(offset).to(self.classifier.bias)
+        adapted.classifier.bias = nn.Parameter(bias)
+        return adapted
+
+
+__all__ = [
+    "TimNetForAudioClassification",
+    "TimNetModel",
+    "TimNetModelOutput",
+    "TimNetPreTrainedModel",
+]
