@@ -169,6 +169,7 @@ VARIANTS: dict[str, Recipe] = {
     "dropout-0-crop-4s": variant(
         {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"max_seconds": 4.0}
     ),
+    "frozen": RECIPES["default"],
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
     "rate-2e-3": variant(arguments={"learning_rate": 2e-3}),
