@@ -289,3 +289,19 @@ class TestResume:
     ) -> None:
         with pytest.raises(TrainingError, match="no checkpoint to resume from. Train without"):
             run(store, tmp_path / folder, resume=True)
+
+
+def test_recordings_of_unknown_speakers_are_standardised_with_all_others() -> None:
+    store = tiny_store()
+    named = [index for index, speaker in enumerate(store.speakers) if speaker == "a"]
+    store.speakers = [speaker if speaker == "a" else None for speaker in store.speakers]
+    extractor = TimNetFeatureExtractor(mean=[0.5] * 39, std=[2.0] * 39)
+    rows = range(len(store))
+    plain = AugmentedSet(store, rows, extractor, Augmentation())
+    by_speaker = AugmentedSet(store, rows, extractor, Augmentation(speaker_share=1.0))
+
+    pairs = zip(plain.__getitems__(list(rows)), by_speaker.__getitems__(list(rows)), strict=True)
+
+    for row, (one, other) in enumerate(pairs):
+        same = torch.equal(one["input_values"], other["input_values"])
+        assert same == (row not in named)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ class SpeakerProfile:
         if isinstance(source, SpeakerProfile):
             return source
         name = "speaker profile"
+        if is_dataclass(source):  # a profile too: code from the Hub may have been loaded twice
+            source = asdict(source)
         values: Any = source
         if not isinstance(source, dict):
             name = os.fspath(source)

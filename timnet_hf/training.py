@@ -113,27 +113,30 @@ class AugmentedSet(RecordingSet):
 
     def _adaptations(self, store: FeatureStore) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """For each speaker: how to get from the common standardisation to the speaker's own."""
-        rows: dict[str | None, list[int]] = {}
+        rows: dict[str, list[int]] = {}
         for speaker, index in zip(self.speakers, self.indices, strict=True):
-            rows.setdefault(speaker, []).append(index)
-        if None in rows:
-            raise TrainingError(
-                "The recipe standardises by speaker, but some recordings' speakers are not known. "
-                "Name them, or set speaker_share to 0."
+            if speaker is not None:
+                rows.setdefault(str(speaker), []).append(index)
+        unknown = sum(speaker is None for speaker in self.speakers)
+        if unknown:
+            logger.info(
+                "%s of %s recordings name no speaker: they are standardised with all others",
+                unknown,
+                len(self.speakers),
             )
         common, spread = np.asarray(self.extractor.mean), np.asarray(self.extractor.std)
         adaptations = {}
         for speaker, chosen in rows.items():
-            profile = make_profile(str(speaker), [store.original[row] for row in chosen], {})
+            profile = make_profile(speaker, [store.original[row] for row in chosen], {})
             mean, std = blend(profile, common, spread)
             pair = (torch.from_numpy(spread / std), torch.from_numpy((common - mean) / std))
-            adaptations[str(speaker)] = (pair[0].float(), pair[1].float())
+            adaptations[speaker] = (pair[0].float(), pair[1].float())
         return adaptations
 
     def _adapt(self, item: int, clip: torch.Tensor) -> torch.Tensor:
         """Standardise a share of the recordings over their own speaker's frames."""
         chance = self.augmentation.speaker_share
-        if not chance or _rand() >= chance:
+        if not chance or _rand() >= chance or self.speakers[item] is None:
             return clip
         scale, shift = self.adaptations[str(self.speakers[item])]
         return clip * scale + shift
