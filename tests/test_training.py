@@ -19,6 +19,7 @@ from timnet_hf import TimNetFeatureExtractor
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.recipes import Augmentation, Recipe
 from timnet_hf.training import (
+    AugmentedSet,
     ProgressReport,
     RecordingSet,
     Trained,
