@@ -69,8 +69,8 @@ WHAT_THIS_IS_NOT = f"""<h2 id="what-this-is-not">What this is not</h2>
 - **Not a window into anybody's mind.** It names how a recording *sounds*, not what the speaker
   feels. It detects no lie, no intent, no illness.
 - **Not made for everyday speech.** Its checkpoints learned from acted emotions, few speakers and
-  one language each; other languages, ages, microphones and honest conversation are outside what it
-  knows. A high percentage there is no sign of being right.
+  one or two languages; other languages, ages, microphones and honest conversation are outside what
+  it knows. A high percentage there is no sign of being right.
 - **Not for judging people.** Do not use it to hire, grade, police, insure or treat anyone. In the
   European Union, emotion recognition at work and in education is prohibited (AI Act, Article
   5(1)(f)), and elsewhere the people concerned must be told.
