@@ -177,7 +177,8 @@ def main() -> None:
             "must": {"same_label_percent": AGREEMENT, "mean_difference": DIFFERENCE},
             "falls_short": short_of(told),
             "versions": told,
-            "command": f"python scripts/channels.py --corpus {options.corpus}",
+            "command": f"python scripts/channels.py --corpus {options.corpus} "
+            f"--data-dir {options.data_dir.name}",
             "software": versions(),
         },
     )

@@ -313,6 +313,7 @@ def test_a_known_voice_is_reported_beside_the_unknown_one_and_never_in_its_place
     assert "becomes 83.00 % with 1, 88.88 % with all of its recordings" in text
     assert "| TIM-Net, `default-adapted` recipe | **88.88**" in text
     assert "*adapted*: each test voice is known" in text
+    assert text.count("| leave one speaker out | plain SVC") == 1
     configs = {one.dataset_config for one in ModelCard(text).data.eval_results}
     assert configs == {"loso", "loso-adapted"}
 
