@@ -26,8 +26,7 @@ PRIOR_FRAMES = 250
 #: How far a voice that is known well counts against the training speakers, 0 to 1. Measured on
 #: RAVDESS actors 1-12: all of it takes out more than the voice, see results/research.md.
 LARGEST_SHARE = 0.75
-#: A voice's usual answer counts in full against so many recordings' worth of doubt. Chosen on the
-#: same actors.
+#: With so many recordings of a voice, half of its usual answer counts. Chosen on the same actors.
 PRIOR_RECORDINGS = 8
 #: Settings of a feature extractor that change what its coefficients mean.
 FEATURE_SETTINGS = (
