@@ -37,8 +37,9 @@ import soundfile
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results" / "load.json"
 CHECKPOINT = REPOSITORY / "timnet_hf" / "checkpoints" / "timnet-emodb"
-#: Seconds that the page keeps an upload here, so that the run sees it deleted.
-KEPT = 30
+#: Seconds that the page keeps an upload here: so short that the run sees it deleted, and longer
+#: than a visitor waits, for the page's own ten minutes are so, too.
+KEPT = 180
 #: MiB that the page may need more at the end than after warming up, and at any time.
 GROWTH, MEMORY = 150, 4_000
 #: What visitors do → how often.
@@ -281,6 +282,7 @@ def run(minutes: float, visitors: int, seed: int, folder: Path) -> dict[str, Any
     idle = files_below(folder / "tmp")
     process.send_signal(signal.SIGTERM)
     process.wait(60)
+    print((folder / "log.txt").read_text(errors="replace")[-10_000:], file=sys.stderr)
     third = max(1, len(memory) // 3)
     minutes_begin = range(0, len(memory), 30)  # looked at every two seconds
     growth = round(float(np.median(memory[-third:]) - np.median(memory[third : 2 * third])))

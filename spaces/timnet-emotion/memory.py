@@ -7,7 +7,7 @@ import ctypes
 from contextlib import suppress
 
 #: Numbers of glibc's malloc.h, and the bytes from which a block is a mapping of its own.
-_M_MMAP_THRESHOLD, _M_ARENA_MAX, _OWN_MAPPING = -3, -8, 2**19
+_M_MMAP_THRESHOLD, _M_ARENA_MAX, _OWN_MAPPING = -3, -8, 2**23
 
 
 def give_back() -> bool:
@@ -15,7 +15,8 @@ def give_back() -> bool:
 
     Left alone, glibc gives each thread a heap, and after the first large block that is freed it
     takes up to 32 MB from those heaps: what fifty visitors' hours of sound leave behind stays with
-    the process in pieces that are too small for the next.
+    the process in pieces that are too small for the next. The network's own intermediate results,
+    a megabyte or two each, stay in the heaps: as mappings they would more than double its time.
 
     Returns:
         Whether there is a C library that knows how; others need not be told.
