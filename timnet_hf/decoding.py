@@ -271,6 +271,8 @@ def _libsndfile_blocks(
                 break
             yield block
             position += len(block)
+            if len(block) < wanted and decoder.encoding in _SAMPLE_BYTES:
+                break  # the end: no need to ask once more
     except soundfile.LibsndfileError as error:
         _warn_stopped(name, position, _reason(error))
     if decoder.container == "MP3" and position >= decoder.frames and _may_go_on(file):

@@ -84,8 +84,11 @@ class FoldedTimNet:
             mask = valid.to(hidden.dtype)[:, :, None]  # (frames, clips, 1)
             hidden.unflatten(1, (longest, count)).mul_(mask)
 
+        counts = lengths[:, None].float()
+        pairs = (counts - 1).clamp_(min=1)
+
         def pool() -> torch.Tensor:
-            return self._pool(hidden.unflatten(1, (longest, count)), lengths[:, None], mask)
+            return self._pool(hidden.unflatten(1, (longest, count)), counts, pairs, mask)
 
         scales = [pool()] if self.pool_input else []
         for index, layers in enumerate(self.blocks):
@@ -98,10 +101,17 @@ class FoldedTimNet:
         return torch.addmm(self.offset, torch.cat(scales, dim=1), self.readout)
 
     def _pool(
-        self, hidden: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None
+        self,
+        hidden: torch.Tensor,
+        counts: torch.Tensor,
+        pairs: torch.Tensor,
+        mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Pool (streams, frames, clips, channels) to (clips, pooled_size), see TimNetPooling."""
-        mean = hidden.sum(1) / lengths
+        """Pool (streams, frames, clips, channels) to (clips, pooled_size), see TimNetPooling.
+
+        ``counts`` and ``pairs`` (clips, 1): each clip's frames, and neighbours among them.
+        """
+        mean = hidden.sum(1).div_(counts)
         if not self.statistics:
             return mean.sum(0)
         centred = hidden - mean[:, None]
@@ -109,8 +119,8 @@ class FoldedTimNet:
         if mask is not None:
             centred.mul_(mask)
             change.mul_(mask[1:])
-        deviation = (centred.square_().sum(1) / lengths + 1e-6).sqrt_()
-        change = change.abs_().sum(1) / (lengths - 1).clamp(min=1)
+        deviation = centred.square_().sum(1).div_(counts).add_(1e-6).sqrt_()
+        change = change.abs_().sum(1).div_(pairs)
         pooled = torch.stack((mean, deviation, change))  # (3, streams, clips, channels)
         return pooled.permute(2, 0, 1, 3).flatten(1)
 

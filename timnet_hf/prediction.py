@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .audio import AudioError, audio_info, load_audio, stream_audio
+from .audio import AudioError, load_audio, stream_audio
 
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
@@ -292,17 +293,25 @@ def predict_recordings(paths: Iterable[str | Path], scorer: Scorer) -> Iterator[
             yield Prediction(str(path), {}, error=text if str(path) in text else f"{path}: {text}")
 
 
+def _blocks(path: str, scorer: Scorer) -> Iterable[np.ndarray]:
+    """What is scored at a time: a recording of up to a minute whole, of a longer one its blocks."""
+    rate, fixed = scorer.sampling_rate, scorer.num_samples
+    blocks = stream_audio(path, rate, block_duration=fixed / rate if fixed else BLOCK_DURATION)
+    taken: list[np.ndarray] = []
+    samples = 0
+    for block in blocks:
+        taken.append(block)
+        samples += block.size
+        if samples > LONGEST_SINGLE_CLIP * rate:
+            return itertools.chain(taken, blocks)
+    return [np.concatenate(taken)] if taken else []
+
+
 def _predict_recording(path: str, scorer: Scorer) -> Prediction:
     rate = scorer.sampling_rate
-    info = audio_info(path)
-    if info.duration <= LONGEST_SINGLE_CLIP:
-        blocks: Iterable[np.ndarray] = [load_audio(path, rate)]
-    else:
-        fixed = scorer.num_samples
-        blocks = stream_audio(path, rate, block_duration=fixed / rate if fixed else BLOCK_DURATION)
     total = np.zeros(len(scorer.labels))
     weight, samples, heard = 0.0, 0, False
-    for block in blocks:
+    for block in _blocks(path, scorer):
         samples += block.size
         loud = bool(np.abs(block).max(initial=0.0) > 1e-4)
         if block.size == 0 or (heard and not loud):

@@ -4,7 +4,7 @@
 Written to pass over memory as few times as it can: a recording's spectrum is larger than the
 processor's nearest cache, and a clip is done in a third of a millisecond. ::
 
-    samples ──frames · window──▶ real FFT ──re² + im²──▶ bins ──mel filters──▶ bands ──log, DCT──▶
+    samples ──frames · window──▶ real FFT ──magnitude²──▶ bins ──mel filters──▶ bands ──log, DCT──▶
 
 A mel filter is zero almost everywhere. Neighbours share their bins, so the filters are applied in
 groups, each to the few bins that it sees: a third of the multiplications of one large product.
@@ -89,13 +89,15 @@ def band_power(
         (frames, bands) float32.
     """
     n_fft = window.numel()
-    padded = torch.nn.functional.pad(samples, (n_fft // 2, n_fft // 2))
+    padded = samples.new_zeros(n_fft // 2 * 2 + samples.numel())
+    padded[n_fft // 2 : n_fft // 2 + samples.numel()] = samples
     frames = padded.unfold(0, n_fft, hop_length)
     power = torch.empty(frames.shape[0], mel[-1][1].stop)
     for start in range(0, frames.shape[0], _BLOCK_FRAMES):
         block = slice(start, start + _BLOCK_FRAMES)
-        squares = torch.view_as_real(torch.fft.rfft(frames[block] * window)).square_()
-        spectrum = squares[..., 0] + squares[..., 1]
+        # numpy's magnitude takes a tenth of the time of torch's.
+        magnitude = np.abs(torch.fft.rfft(frames[block] * window).numpy())
+        spectrum = torch.from_numpy(np.square(magnitude, out=magnitude))
         for bins, bands, weights in mel:
             torch.mm(spectrum[:, bins], weights, out=power[block, bands])
     return power.numpy()
