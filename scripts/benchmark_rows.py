@@ -26,7 +26,9 @@ from benchmark_limits import (
 from benchmark_timing import Measure, alternate, make_row, milliseconds
 
 from timnet_hf import TimNetFeatureExtractor, load_audio
-from timnet_hf.prediction import TorchScorer, load_model, predict_recordings
+from timnet_hf.export import export_onnx
+from timnet_hf.onnx_inference import OnnxModel
+from timnet_hf.prediction import Scorer, TorchScorer, load_model, predict_recordings
 from timnet_hf.recipes import RECIPES
 from timnet_hf.training import build_model
 
@@ -42,6 +44,7 @@ TURN = 32
 LIBROSA = "librosa (load + mfcc)"
 KERAS = "librosa + the paper's network in Keras, as a graph"
 WAV2VEC = "wav2vec 2.0 base, random weights"
+TORCH = "the same model in PyTorch"
 
 
 def clip(seed: int = 0, duration: float = DURATION, rate: int = RATE) -> np.ndarray:
@@ -156,12 +159,21 @@ def features_row(preset: str) -> Callable[[str, int], Row]:
     return run
 
 
-def clip_row(against: str) -> Callable[[str, int], Row]:
+@lru_cache
+def onnx_scorer() -> OnnxModel:
+    """The model that comes with the package, as `timnet export` writes it."""
+    with tempfile.TemporaryDirectory(prefix="timnet-bench-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(None, path)
+        return OnnxModel(path)
+
+
+def clip_row(against: str, onnx: bool = False) -> Callable[[str, int], Row]:
     """File → label, one clip, by the model that comes with the package."""
 
     def run(name: str, rounds: int) -> Row:
         model, extractor = load_model()
-        scorer = TorchScorer(model, extractor)
+        scorer: Scorer = onnx_scorer() if onnx else TorchScorer(model, extractor)
 
         def other(path: Path) -> Any:
             if against == WAV2VEC:
@@ -208,6 +220,22 @@ def batch_row(against: str) -> Callable[[str, int], Row]:
         return make_row(name, against, *times, "ms", 1000 * limit)
 
     return run
+
+
+def onnx_row(name: str, rounds: int) -> Row:
+    """A waveform in memory → label, by ONNX Runtime and by PyTorch."""
+    model, extractor = load_model()
+    scorers: list[Scorer] = [onnx_scorer(), TorchScorer(model, extractor)]
+    waveforms = [clip(seed) for seed in range(TURN)]
+    ours, other = (
+        milliseconds(lambda scorer=scorer: [scorer.score([one]) for one in waveforms])
+        for scorer in scorers
+    )
+    times = alternate(lambda: ours() / TURN, lambda: other() / TURN, max(rounds, 50))
+    samples = len(waveforms[0])
+    network = network_flops(model, samples // extractor.hop_length + 1) / gemm_rate()
+    limit = features_seconds(extractor, samples) + network
+    return make_row(name, TORCH, *times, "ms", 1000 * limit)
 
 
 def training_row(bfloat16: bool) -> Callable[[str, int], Row]:
@@ -276,7 +304,9 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "file → features, default preset": features_row("default"),
     "file → features, paper preset": features_row("paper"),
     "file → label, one clip": clip_row(KERAS),
+    "file → label, one clip, exported to ONNX": clip_row(KERAS, onnx=True),
     "file → label, one clip, large model": clip_row(WAV2VEC),
+    "waveform → label, exported to ONNX": onnx_row,
     "64 waveforms → labels": batch_row(KERAS),
     "64 waveforms → labels, large model": batch_row(WAV2VEC),
     "training step, 64 × 188 frames": training_row(bfloat16=False),
