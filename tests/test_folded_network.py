@@ -20,6 +20,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "three taps": {"kernel_size": 3, "num_hidden_layers": 4},
     "one tap": {"kernel_size": 1, "num_hidden_layers": 2},
     "statistics, one stream": {"pooling": "statistics", "bidirectional": False},
+    "members": {"num_members": 3, "hidden_size": 8, "pooling": "statistics", "pool_input": True},
+    "members, mean": {"num_members": 2, "hidden_size": 8},
+    "members, one direction": {"num_members": 2, "hidden_size": 8, "bidirectional": False},
     "own temperature": {"temperature": 2.5, "apply_temperature": True},
     **ABLATIONS,
 }

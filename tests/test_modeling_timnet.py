@@ -207,8 +207,13 @@ LENGTHS = (1, 2, 3, 17, 40, 41)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"pooling": "statistics", "pool_input": True}, *(ABLATIONS.values())],
-    ids=["full", "statistics", *ABLATIONS],
+    [
+        {},
+        {"pooling": "statistics", "pool_input": True},
+        {"num_members": 3},
+        *(ABLATIONS.values()),
+    ],
+    ids=["full", "statistics", "members", *ABLATIONS],
 )
 def test_a_clip_scores_in_a_batch_as_it_does_alone(settings, side, filler):
     model = make_model(**settings)

@@ -227,7 +227,8 @@ def _folded(
     if config.apply_temperature:
         readout, logits = readout / config.temperature, logits / config.temperature
     return Network(
-        streams=config.num_streams,
+        directions=config.num_directions,
+        members=config.num_members,
         embed=(embed, bias),
         layers=layers,
         statistics=config.pooling == "statistics",

@@ -48,15 +48,18 @@ class FoldedTimNet:
 
     def __init__(self, model: TimNetForAudioClassification):
         config, network = model.config, model.timnet
-        self.streams = config.num_streams
+        self.members, self.directions = config.num_members, config.num_directions
         self.statistics = config.pooling == "statistics"
         self.pool_input = config.pool_input
         self.multi_scale = config.multi_scale
         with torch.no_grad():
-            self.embed = _taps(network.embed, self.streams)
+            self.embed = _taps(network.embed, config.num_streams)
             layers: Any = [(block.layer1, block.layer2) for block in network.blocks]
             self.blocks: list[list[tuple[int, Taps]]] = [
-                [(one.conv.dilation[0], _taps(one.conv, self.streams, one.norm)) for one in pair]
+                [
+                    (one.conv.dilation[0], _taps(one.conv, config.num_streams, one.norm))
+                    for one in pair
+                ]
                 for pair in layers
             ]
             self.readout, self.offset = _readout(model)
@@ -73,10 +76,10 @@ class FoldedTimNet:
         """
         lengths = torch.tensor([len(clip) for clip in clips])
         longest, count = int(lengths.max()), len(clips)
-        views = pad_sequence(list(clips))[None]
-        if self.streams == 2:
+        views = pad_sequence(list(clips)).expand(self.members, -1, -1, -1)
+        if self.directions == 2:
             mirrored = pad_sequence([clip.flip(0) for clip in clips])
-            views = torch.cat((views, mirrored[None]))
+            views = torch.cat((views, mirrored.expand_as(views)))
         hidden = _convolve(views.flatten(1, 2), 1, self.embed)
         mask = None
         if int(lengths.min()) < longest:
@@ -113,7 +116,7 @@ class FoldedTimNet:
         """
         mean = hidden.sum(1).div_(counts)
         if not self.statistics:
-            return mean.sum(0)
+            return mean.unflatten(0, (self.directions, -1)).sum(0).transpose(0, 1).flatten(1)
         centred = hidden - mean[:, None]
         change = hidden[:, 1:] - hidden[:, :-1]
         if mask is not None:

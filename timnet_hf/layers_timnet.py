@@ -245,11 +245,16 @@ class TimNetPooling(nn.Module):
     def __init__(self, config: TimNetConfig):
         super().__init__()
         self.statistics = config.pooling == "statistics"
+        self.directions = config.num_directions
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Pool (streams, frames, batch, hidden_size) to (batch, pooled_size)."""
+        """Pool (streams, frames, batch, hidden_size) to (batch, pooled_size).
+
+        The vector lies as (kinds, members, hidden_size), kinds being statistics and directions.
+        """
         if not self.statistics:
-            return _masked_mean(hidden, mask).sum(0)
+            directions = _masked_mean(hidden, mask).unflatten(0, (self.directions, -1))
+            return directions.sum(0).transpose(0, 1).flatten(1)
         if self.training and _is_plain(hidden):
             statistics = _FusedStatistics.apply(hidden, mask)
         else:

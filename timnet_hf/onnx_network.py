@@ -17,18 +17,20 @@ class Network:
     """A trained network with all that is affine multiplied out.
 
     Attributes:
-        streams: 1, or 2 with the one that reads backwards.
+        directions: 1, or 2 where recordings are read backwards as well.
+        members: Networks side by side; streams are those of all members and directions.
         embed: (streams · hidden, inputs) and (streams · hidden,), from a frame to the channels.
         layers: Weight (streams · hidden, hidden, taps), bias and dilation of each causal layer;
             two make a block.
-        statistics: Pool mean, deviation and change; else the mean, summed over the streams.
+        statistics: Pool mean, deviation and change; else the mean, summed over the directions.
         pool_input: Pool the first block's input too.
         multi_scale: Pool every block's output; else the last one's.
         readout: (scales · pooled, labels) and (labels,), from pooled vectors to logits.
         multi_label: Probabilities are sigmoids; else a softmax.
     """
 
-    streams: int
+    directions: int
+    members: int
     embed: tuple[np.ndarray, np.ndarray]
     layers: list[tuple[np.ndarray, np.ndarray, int]]
     statistics: bool
@@ -66,7 +68,7 @@ def waveform_model(analysis: Analysis, network: Network, metadata: dict[str, str
     forward = graph.op("Where", within, graph.op("Add", first, step), zero)
     last = graph.op("Sub", graph.op("Add", first, frames), graph.integers(1))
     backward = graph.op("Where", within, graph.op("Sub", last, step), zero)
-    hidden = _reorder(graph, channels, [forward, backward][: network.streams], len(bias))
+    hidden = _reorder(graph, channels, [forward, backward][: network.directions], len(bias))
     logits = _network(graph, network, hidden, within, frames)
     sound = graph.op("And", sound, finite)
     logits = graph.op("Where", sound, logits, graph.number(np.nan), output="logits")
@@ -112,7 +114,7 @@ def features_model(network: Network, metadata: dict[str, str]) -> Any:
     inputs = graph.op("Transpose", values, perm=[0, 2, 1])
     channels = graph.op("MatMul", graph.number(weight), inputs)
     channels = graph.op("Add", channels, _column(graph, bias))
-    hidden = _reorder(graph, channels, ["forward", backward][: network.streams], len(bias))
+    hidden = _reorder(graph, channels, ["forward", backward][: network.directions], len(bias))
     logits = _network(graph, network, hidden, within, frames)
     graph.op("Identity", logits, output="logits")
     _probabilities(graph, "logits", network)
@@ -144,7 +146,7 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
                 gate,
                 graph.number(weight),
                 graph.number(bias),
-                group=network.streams,
+                group=network.directions * network.members,
                 dilations=[dilation],
                 pads=[reach, 0],
             )
@@ -161,7 +163,7 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
     if network.statistics:  # (scale, kind, channel) → (kind, scale, channel)
         matrix = matrix.reshape(scales, 3, channels, labels).transpose(1, 0, 2, 3)
     else:
-        matrix = np.repeat(matrix.reshape(scales, 1, -1, labels), network.streams, axis=1)
+        matrix = np.repeat(matrix.reshape(scales, 1, -1, labels), network.directions, axis=1)
     matrix = matrix.reshape(-1, labels)
     return graph.op("Gemm", pooled, graph.number(matrix), graph.number(offset))
 

@@ -213,13 +213,18 @@ class SoftTargetLoss:
     ) -> torch.Tensor:
         """Mean of the weighted cross-entropy over all recordings of one optimiser step.
 
+        Members of an ensemble each answer for themselves, and the mean goes over them too.
+
         The Trainer counts the elements of ``labels`` over accumulated batches and processes in
         ``num_items_in_batch``: ``num_labels`` of them to a recording.
         """
         recordings = (
             len(labels) if num_items_in_batch is None else num_items_in_batch / labels[0].numel()
         )
-        log_probabilities = F.log_softmax(outputs["logits"].float(), dim=-1)
+        logits = outputs.get("member_logits")
+        if logits is None:
+            logits = outputs["logits"].unsqueeze(1)
+        log_probabilities = F.log_softmax(logits.float(), dim=-1).mean(1)
         return -(labels * self.weights.to(labels) * log_probabilities).sum() / recordings
 
 

@@ -10,6 +10,8 @@ network a batch is laid out as ::
     (streams, frames, batch, hidden_size)      streams = [past → future, future → past]
 
 so that a causal shift is a slice of whole rows, and a convolution one matrix product a stream.
+Several members (``num_members``) are so many more streams: all that read forwards, then all that
+read backwards.
 
 Padding never reaches an answer. Each clip's valid frames are first moved to the front of its row,
 in time order for one stream and in reverse order for the other. A causal convolution looks only
@@ -61,6 +63,22 @@ class TimNetModelOutput(ModelOutput):
     scale_vectors: torch.Tensor | None = None
     fusion_weights: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class TimNetClassifierOutput(SequenceClassifierOutput):
+    """What :class:`TimNetForAudioClassification` returns.
+
+    Attributes:
+        loss: Where labels were given.
+        logits: (batch, num_labels).
+        hidden_states: See :class:`TimNetModelOutput`.
+        attentions: None, there are none.
+        member_logits: In training with several members: what each answers alone, (batch,
+            num_members, num_labels). Each learns from its own; their mean is ``logits``.
+    """
+
+    member_logits: torch.Tensor | None = None
 
 
 class TimNetBlock(GradientCheckpointingLayer):
@@ -202,10 +220,10 @@ class TimNetModel(TimNetPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 
-        streams = self.config.num_streams
-        order, mask = _reading_orders(attention_mask, input_values, streams)
+        directions, members = self.config.num_directions, self.config.num_members
+        order, mask = _reading_orders(attention_mask, input_values, directions)
         # A copy: what follows wants its rows side by side in memory.
-        views = _read([input_values] * streams, order).contiguous()
+        views = _read([input_values] * directions, order).repeat_interleave(members, 0).contiguous()
         if mask is not None:
             # Whatever stands in the padding, even NaN, is gone before anything is multiplied by 0.
             views = views.masked_fill(~mask, 0)
@@ -217,8 +235,9 @@ class TimNetModel(TimNetPreTrainedModel):
             # asked for. Nothing is kept, and nothing detours, where it is not.
             if not output_hidden_states:
                 return hidden
-            states.append(_restore(hidden, order, mask))
-            return _read(states[-1].chunk(streams, dim=-1), order).contiguous()
+            states.append(_restore(hidden, order, mask, members))
+            parts = states[-1].chunk(directions * members, dim=-1)
+            return _read(parts, order, members).contiguous()
 
         hidden = keep(self.embed(views))
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
@@ -232,7 +251,7 @@ class TimNetModel(TimNetPreTrainedModel):
         fused, weights = self.fusion(scale_vectors)
 
         return TimNetModelOutput(
-            last_hidden_state=states[-1] if states else _restore(hidden, order, mask),
+            last_hidden_state=states[-1] if states else _restore(hidden, order, mask, members),
             pooler_output=fused,
             scale_vectors=scale_vectors,
             fusion_weights=weights,
@@ -241,12 +260,12 @@ class TimNetModel(TimNetPreTrainedModel):
 
 
 def _reading_orders(
-    attention_mask: torch.Tensor | None, values: torch.Tensor, num_streams: int
+    attention_mask: torch.Tensor | None, values: torch.Tensor, directions: int
 ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
     """Where each stream reads its frames from: valid ones first, forwards and backwards.
 
     Returns:
-        For each stream the frame indices (batch, frames) in reading order, and the mask
+        For each direction the frame indices (batch, frames) in reading order, and the mask
         (frames, batch, 1) of the valid frames in that order. Both None where nothing is padded.
     """
     if attention_mask is None:
@@ -262,35 +281,45 @@ def _reading_orders(
     position = torch.arange(valid.shape[1], device=valid.device).expand_as(forward)
     within = position < length
     orders = [forward]
-    if num_streams == 2:
+    if directions == 2:
         mirrored = torch.where(within, length - 1 - position, position)
         orders.append(forward.gather(1, mirrored))
     return orders, within.t().unsqueeze(-1)
 
 
-def _read(parts: Sequence[torch.Tensor], order: list[torch.Tensor] | None) -> torch.Tensor:
+def _read(
+    parts: Sequence[torch.Tensor], order: list[torch.Tensor] | None, members: int = 1
+) -> torch.Tensor:
     """Stack the streams' frames, each (batch, frames, size), every one in its reading order.
+
+    Args:
+        parts: The streams, ``members`` of them a direction.
+        order: From :func:`_reading_orders`.
+        members: Streams that share an order.
 
     Returns:
         (streams, frames, batch, size).
     """
     if order is None:
-        taken = [parts[0], *(part.flip(1) for part in parts[1:])]
+        taken = [*parts[:members], *(part.flip(1) for part in parts[members:])]
     else:
-        pairs = zip(parts, order, strict=True)
+        pairs = zip(parts, [at for at in order for _ in range(members)], strict=True)
         taken = [part.gather(1, at.unsqueeze(-1).expand_as(part)) for part, at in pairs]
     return torch.stack(taken).transpose(1, 2)
 
 
 def _restore(
-    hidden: torch.Tensor, order: list[torch.Tensor] | None, mask: torch.Tensor | None
+    hidden: torch.Tensor,
+    order: list[torch.Tensor] | None,
+    mask: torch.Tensor | None,
+    members: int,
 ) -> torch.Tensor:
     """Undo the reading order: (streams, …) → time order (batch, frames, streams · hidden_size)."""
     if order is not None and mask is not None:
         hidden = hidden * mask
         order = [torch.argsort(index, dim=1) for index in order]
     streams = [stream.transpose(0, 1) for stream in hidden.unbind()]
-    return torch.cat(_read(streams, order).transpose(1, 2).unbind(), dim=-1)
+    return torch.cat(_read(streams, order, members).transpose(1, 2).unbind(), dim=-1)
 
 
 class TimNetForAudioClassification(TimNetPreTrainedModel):
@@ -313,7 +342,7 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
         output_hidden_states: bool | None = None,
         apply_temperature: bool | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput:
+    ) -> TimNetClassifierOutput:
         """Score a batch of clips.
 
         Args:
@@ -328,7 +357,8 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
             **kwargs: Passed on to the loss function.
 
         Returns:
-            ``logits`` (batch, num_labels), and ``loss`` and ``hidden_states`` where asked for.
+            ``logits`` (batch, num_labels), and ``loss`` and ``hidden_states`` where asked for,
+            see :class:`TimNetClassifierOutput`.
         """
         outputs = self.timnet(
             input_values,
@@ -336,17 +366,33 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(outputs.pooler_output))
+        fused = self.dropout(outputs.pooler_output)
+        logits = self.classifier(fused)
+        member_logits = None
+        if self.training and self.config.num_members > 1:
+            member_logits = self._member_logits(fused)
         if apply_temperature is None:
             apply_temperature = self.config.apply_temperature and not self.training
         if apply_temperature:
             logits = logits / self.config.temperature
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels, logits, self.config, **kwargs)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states
+            answers = [logits] if member_logits is None else member_logits.unbind(1)
+            losses = [self.loss_function(labels, one, self.config, **kwargs) for one in answers]
+            loss = torch.stack(losses).mean()
+        return TimNetClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            member_logits=member_logits,
         )
+
+    def _member_logits(self, fused: torch.Tensor) -> torch.Tensor:
+        """Each member's own answer (batch, num_members, num_labels); their mean is the logits."""
+        members, size = self.config.num_members, self.config.hidden_size
+        own = fused.view(len(fused), -1, members, size)  # see TimNetPooling
+        weight = self.classifier.weight.view(self.num_labels, -1, members, size)
+        return members * torch.einsum("bkmh,lkmh->bml", own, weight) + self.classifier.bias
 
     def fingerprint(self) -> str:
         """Short checksum of the classifier, which tells one trained model from another."""
@@ -415,6 +461,7 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
 
 
 __all__ = [
+    "TimNetClassifierOutput",
     "TimNetForAudioClassification",
     "TimNetModel",
     "TimNetModelOutput",

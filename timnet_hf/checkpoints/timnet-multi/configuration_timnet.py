@@ -36,6 +36,7 @@ _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
         (Integral, lambda size: 1 <= size <= 8192, "an integer from 1 to 8192"),
     ),
     "num_hidden_layers": (Integral, lambda n: 1 <= n <= 32, "an integer from 1 to 32"),
+    "num_members": (Integral, lambda n: 1 <= n <= 64, "an integer from 1 to 64"),
     "kernel_size": (Integral, lambda taps: taps >= 1, "an integer of at least 1"),
     **dict.fromkeys(
         ("hidden_dropout_prob", "classifier_dropout"),
@@ -66,6 +67,9 @@ class TimNetConfig(PreTrainedConfig):
         num_hidden_layers: Temporal-aware blocks in each stream; block *j* has dilation 2^(j-1).
             1 to 21 with two taps: no layer may look back more than 2^20 frames, hours of audio.
         kernel_size: Taps of the causal convolutions, at least 1.
+        num_members: Networks of this shape that run side by side and share nothing but the fusion
+            weights. Each learns from its own answer; the logits are the mean of theirs. This is a
+            packed ensemble (Laurent et al., ICLR 2023, arXiv 2210.09184). 1 to 64.
         hidden_dropout_prob: Whole-channel (spatial) dropout behind each convolution, 0 to 1.
         classifier_dropout: Dropout on the fused vector before the classifier, 0 to 1.
         bidirectional: Use the stream that reads the recording backwards.
@@ -102,6 +106,7 @@ class TimNetConfig(PreTrainedConfig):
     hidden_size: int = 39
     num_hidden_layers: int = 8
     kernel_size: int = 2
+    num_members: int = 1
     hidden_dropout_prob: float | int = 0.1
     classifier_dropout: float | int = 0.0
     bidirectional: bool = True
@@ -147,9 +152,14 @@ class TimNetConfig(PreTrainedConfig):
             )
 
     @property
-    def num_streams(self) -> int:
-        """Streams of blocks: 2, or 1 without the backward stream."""
+    def num_directions(self) -> int:
+        """Ways that a member reads the recording: 2, or 1 without the backward stream."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def num_streams(self) -> int:
+        """Streams of blocks: one a direction and member."""
+        return self.num_directions * self.num_members
 
     @property
     def num_scales(self) -> int:
@@ -158,8 +168,9 @@ class TimNetConfig(PreTrainedConfig):
 
     @property
     def pooled_size(self) -> int:
-        """Length of a scale's vector, which is also that of the fused vector."""
-        return self.hidden_size * (3 * self.num_streams if self.pooling == "statistics" else 1)
+        """Length of a scale's vector over all members, which is also that of the fused vector."""
+        kinds = 3 * self.num_directions if self.pooling == "statistics" else 1
+        return kinds * self.num_members * self.hidden_size
 
 
 __all__ = ["ABLATIONS", "TimNetConfig"]
