@@ -79,6 +79,20 @@ def variant(
     )
 
 
+def members(count: int, width: int, epochs: int = 60, **augmentation: Any) -> Recipe:
+    """The recipe as first frozen, with several smaller networks in the place of one."""
+    return variant(
+        {
+            "hidden_size": width,
+            "num_members": count,
+            "hidden_dropout_prob": 0.0,
+            "classifier_dropout": 0.2,
+        },
+        {"num_train_epochs": epochs, "learning_rate": 8e-3},
+        {"speaker_share": 0.5, **augmentation},
+    )
+
+
 VARIANTS: dict[str, Recipe] = {
     "start": variant(),
     "width-48": variant({"hidden_size": 48}),
@@ -170,6 +184,12 @@ VARIANTS: dict[str, Recipe] = {
         {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"max_seconds": 4.0}
     ),
     "frozen": RECIPES["default"],
+    "one-of-32": members(1, 32),
+    "members-2-of-32": members(2, 32),
+    "members-3-of-28": members(3, 28),
+    "members-4-of-24": members(4, 24),
+    "members-2-of-32-epochs-100": members(2, 32, 100),
+    "members-4-of-24-epochs-100": members(4, 24, 100),
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
     "rate-2e-3": variant(arguments={"learning_rate": 2e-3}),

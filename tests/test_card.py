@@ -342,6 +342,9 @@ def test_a_report_in_the_wrong_place_or_half_written_is_refused(tmp_path: Path) 
     path.rename(moved / "report.json")
     with pytest.raises(ResultsError, match="says it is of emodb/loso/default"):
         load_reports(tmp_path)
+    (moved / "report.json").write_text('{"corpus": "emodb", "protocol": "loso", "recipe": 0}')
+    with pytest.raises(ResultsError, match="says it is of emodb/loso/0"):
+        load_reports(tmp_path)
     (moved / "report.json").write_text("{")
     with pytest.raises(ResultsError, match="not a report"):
         load_reports(tmp_path)

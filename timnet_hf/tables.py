@@ -200,7 +200,7 @@ def load_reports(
             raise ResultsError(f"{path}: not a report ({error!r}). Make it again.") from error
         if place != path.parts[-4:-1]:
             raise ResultsError(
-                f"{path}: says it is of {'/'.join(place)}. Put it back where it belongs."
+                f"{path}: says it is of {'/'.join(map(str, place))}. Put it back where it belongs."
             )
         reports.append(report)
     return sorted(reports, key=_table_order)
