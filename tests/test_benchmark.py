@@ -175,3 +175,14 @@ class TestKeras:
 
     def test_it_has_the_papers_number_of_parameters(self, twin: dict[str, float]) -> None:
         assert twin["parameters"] == 104_496
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_a_program_is_its_own(repository: Path) -> None:
+    """Not that of this process, which has torch loaded."""
+    import psutil
+
+    processes = load(repository, "benchmark_processes")
+    own = psutil.Process().memory_info().rss / 1e6
+    measured = processes.memory("kept = bytearray(30_000_000)")()
+    assert 30 < measured < min(100, own)
