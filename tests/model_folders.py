@@ -26,6 +26,7 @@ MODEL_FILES = {
     "layers_timnet.py",
     "modeling_timnet.py",
     "preprocessor_config.json",
+    "reading_timnet.py",
     "training_record.json",
 }
 

@@ -41,6 +41,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
 from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling
+from .reading_timnet import in_reading_order, in_time_order, reading_orders
 from .speaker_timnet import SpeakerError, SpeakerProfile, logit_offset
 
 
@@ -221,9 +222,13 @@ class TimNetModel(TimNetPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
 
         directions, members = self.config.num_directions, self.config.num_members
-        order, mask = _reading_orders(attention_mask, input_values, directions)
+        order, mask = reading_orders(attention_mask, input_values, directions)
         # A copy: what follows wants its rows side by side in memory.
-        views = _read([input_values] * directions, order).repeat_interleave(members, 0).contiguous()
+        views = (
+            in_reading_order([input_values] * directions, order)
+            .repeat_interleave(members, 0)
+            .contiguous()
+        )
         if mask is not None:
             # Whatever stands in the padding, even NaN, is gone before anything is multiplied by 0.
             views = views.masked_fill(~mask, 0)
@@ -235,9 +240,9 @@ class TimNetModel(TimNetPreTrainedModel):
             # asked for. Nothing is kept, and nothing detours, where it is not.
             if not output_hidden_states:
                 return hidden
-            states.append(_restore(hidden, order, mask, members))
+            states.append(in_time_order(hidden, order, mask, members))
             parts = states[-1].chunk(directions * members, dim=-1)
-            return _read(parts, order, members).contiguous()
+            return in_reading_order(parts, order, members).contiguous()
 
         hidden = keep(self.embed(views))
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
@@ -251,75 +256,12 @@ class TimNetModel(TimNetPreTrainedModel):
         fused, weights = self.fusion(scale_vectors)
 
         return TimNetModelOutput(
-            last_hidden_state=states[-1] if states else _restore(hidden, order, mask, members),
+            last_hidden_state=states[-1] if states else in_time_order(hidden, order, mask, members),
             pooler_output=fused,
             scale_vectors=scale_vectors,
             fusion_weights=weights,
             hidden_states=tuple(states) if output_hidden_states else None,
         )
-
-
-def _reading_orders(
-    attention_mask: torch.Tensor | None, values: torch.Tensor, directions: int
-) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
-    """Where each stream reads its frames from: valid ones first, forwards and backwards.
-
-    Returns:
-        For each direction the frame indices (batch, frames) in reading order, and the mask
-        (frames, batch, 1) of the valid frames in that order. Both None where nothing is padded.
-    """
-    if attention_mask is None:
-        return None, None
-    if attention_mask.shape != values.shape[:2]:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values has "
-            f"(batch, frames) {tuple(values.shape[:2])}."
-        )
-    valid = attention_mask != 0
-    length = valid.sum(1, keepdim=True)
-    forward = torch.argsort((~valid).to(torch.int32), dim=1, stable=True)
-    position = torch.arange(valid.shape[1], device=valid.device).expand_as(forward)
-    within = position < length
-    orders = [forward]
-    if directions == 2:
-        mirrored = torch.where(within, length - 1 - position, position)
-        orders.append(forward.gather(1, mirrored))
-    return orders, within.t().unsqueeze(-1)
-
-
-def _read(
-    parts: Sequence[torch.Tensor], order: list[torch.Tensor] | None, members: int = 1
-) -> torch.Tensor:
-    """Stack the streams' frames, each (batch, frames, size), every one in its reading order.
-
-    Args:
-        parts: The streams, ``members`` of them a direction.
-        order: From :func:`_reading_orders`.
-        members: Streams that share an order.
-
-    Returns:
-        (streams, frames, batch, size).
-    """
-    if order is None:
-        taken = [*parts[:members], *(part.flip(1) for part in parts[members:])]
-    else:
-        pairs = zip(parts, [at for at in order for _ in range(members)], strict=True)
-        taken = [part.gather(1, at.unsqueeze(-1).expand_as(part)) for part, at in pairs]
-    return torch.stack(taken).transpose(1, 2)
-
-
-def _restore(
-    hidden: torch.Tensor,
-    order: list[torch.Tensor] | None,
-    mask: torch.Tensor | None,
-    members: int,
-) -> torch.Tensor:
-    """Undo the reading order: (streams, …) → time order (batch, frames, streams · hidden_size)."""
-    if order is not None and mask is not None:
-        hidden = hidden * mask
-        order = [torch.argsort(index, dim=1) for index in order]
-    streams = [stream.transpose(0, 1) for stream in hidden.unbind()]
-    return torch.cat(_read(streams, order, members).transpose(1, 2).unbind(), dim=-1)
 
 
 class TimNetForAudioClassification(TimNetPreTrainedModel):
