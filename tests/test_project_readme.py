@@ -7,6 +7,7 @@ and trainings are those of the tiny recipe.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from timnet_hf import recipes, reporting, space
 from timnet_hf.corpora import CORPORA
@@ -33,6 +35,15 @@ TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith(("timnet ", ".venv/bin/timnet "))]
+
+
+def test_the_picture_shows_the_checkpoint_that_is_shipped() -> None:
+    record = CHECKPOINTS / "timnet-emodb" / "training_record.json"
+    with Image.open(REPOSITORY / "docs" / "space.png") as picture:
+        shown = picture.info.get("model_sha256")
+    assert shown == json.loads(record.read_text(encoding="utf-8"))["model_sha256"], (
+        "Run scripts/picture_space.py"
+    )
 
 
 @pytest.fixture(scope="module")
