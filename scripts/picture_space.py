@@ -15,21 +15,16 @@ import base64
 import io
 import json
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from load_test import CHECKPOINT, start_page
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-
-from timnet_hf.prediction import CHECKPOINTS, DEFAULT_CHECKPOINT
 
 PROJECT = Path(__file__).resolve().parents[1]
 PICTURE = PROJECT / "docs" / "space.png"
@@ -86,36 +81,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=PICTURE)
     target = parser.parse_args().output
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "timnet_hf", "space", "--port", str(port)]
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command) as page:
+    with tempfile.TemporaryDirectory() as folder:
+        url, page = start_page(Path(folder))
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_for(url, page)
             content = picture(url, conversation(Path(folder) / "conversation.wav"))
         finally:
             page.terminate()
-    record = json.loads((CHECKPOINTS / DEFAULT_CHECKPOINT / "training_record.json").read_text())
+            page.wait()
+    record = json.loads((CHECKPOINT / "training_record.json").read_text())
     note = PngInfo()
     note.add_text("model_sha256", record["model_sha256"])
     image = Image.open(io.BytesIO(content)).convert("RGB").quantize(256)
     image.save(target, optimize=True, pnginfo=note)
     print(target)
-
-
-def _wait_for(url: str, page: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            if page.poll() is not None:
-                sys.exit(f"the page ended with status {page.returncode} before it answered")
-            time.sleep(1)
-        else:
-            return
-    sys.exit("the page has not answered for five minutes")
 
 
 if __name__ == "__main__":
