@@ -51,6 +51,7 @@ START = dataclasses.replace(
     config={
         **RECIPES["default"].config,
         "hidden_size": 32,
+        "num_members": 1,
         "hidden_dropout_prob": 0.1,
         "classifier_dropout": 0.4,
     },
@@ -183,7 +184,7 @@ VARIANTS: dict[str, Recipe] = {
     "dropout-0-crop-4s": variant(
         {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"max_seconds": 4.0}
     ),
-    "frozen": RECIPES["default"],
+    "frozen": members(1, 48),  # for the first time; since then members-4-of-24-epochs-100 is
     "one-of-32": members(1, 32),
     "members-2-of-32": members(2, 32),
     "members-3-of-28": members(3, 28),

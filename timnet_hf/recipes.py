@@ -96,7 +96,8 @@ RECIPES: dict[str, Recipe] = {
         name="default",
         preset="default",
         config={
-            "hidden_size": 48,
+            "hidden_size": 24,
+            "num_members": 4,
             "num_hidden_layers": 6,
             "pooling": "statistics",
             "pool_input": True,
@@ -107,7 +108,7 @@ RECIPES: dict[str, Recipe] = {
             "classifier_dropout": 0.2,
         },
         arguments={
-            "num_train_epochs": 60,
+            "num_train_epochs": 100,
             "per_device_train_batch_size": 32,
             "learning_rate": 8e-3,
             "adam_beta1": 0.9,
