@@ -38,6 +38,7 @@ def train(
 ) -> None:
     """Train a model; any flag of transformers.TrainingArguments may follow."""
     from .experiment import load_data, train_to_folder
+    from .memory import keep_freed_memory
     from .ranks import is_first
     from .recipes import get_recipe
 
@@ -45,6 +46,7 @@ def train(
         logging.getLogger("timnet_hf").setLevel(logging.INFO)
     else:
         out.quiet = err.quiet = True
+    keep_freed_memory()
     chosen = get_recipe(recipe)
     overrides = _training_flags(context.args)
     data = load_data(data_dir, corpus)
@@ -124,8 +126,10 @@ def cross_validate(
     """Train and judge one model a fold; write a report."""
     from .crossvalidation import SELECTIONS, CrossValidationError
     from .experiment import load_data, run_cross_validation, with_ablation
+    from .memory import keep_freed_memory
     from .recipes import get_recipe
 
+    keep_freed_memory()
     chosen = get_recipe(recipe)
     variant, config = with_ablation(ablation)
     if select not in SELECTIONS:

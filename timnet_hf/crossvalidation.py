@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full
 from .protocols import Fold
 from .recipes import Recipe
@@ -287,6 +288,7 @@ def _start_worker(
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     _worker.update(plan=plan, store=store, extractor=extractor)
 
 
