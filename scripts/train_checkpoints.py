@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(SHIPPED), help=", ".join(SHIPPED))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--output", type=Path, default=CHECKPOINTS)
+    parser.add_argument("--resume", action="store_true", help="go on with one that was stopped")
     arguments = parser.parse_args()
     for name in arguments.names:
         folder = train_to_folder(
@@ -42,6 +43,7 @@ def main() -> None:
             get_recipe("default"),
             arguments.output / name,
             seed=SEED,
+            resume=arguments.resume,
             calibration=1,
             command=f"python scripts/train_checkpoints.py {name}",
         )
