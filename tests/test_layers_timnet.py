@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 
-from timnet_hf import TimNetConfig, layers_timnet
+from timnet_hf import TimNetConfig, TimNetForAudioClassification, layers_timnet
 from timnet_hf.layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling
 
 
@@ -48,6 +48,37 @@ def test_fused_and_plain_layer_agree_to_rounding(masked, dilation, dropout, monk
     fused = run(layer, hidden, mask, monkeypatch, fused=True)
     plain = run(layer, hidden, mask, monkeypatch, fused=False)
     for ours, theirs in zip(fused, plain, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+@pytest.mark.parametrize("states", [False, True])
+def test_channels_added_for_speed_change_nothing(pooling, states, monkeypatch):
+    torch.manual_seed(0)
+    config = TimNetConfig(
+        input_size=7, hidden_size=5, num_hidden_layers=3, num_labels=4, pooling=pooling
+    )
+    model = TimNetForAudioClassification(config).double().train()
+    features = torch.randn(6, 20, 7).double()
+    mask = (torch.arange(20) < torch.tensor([20, 9, 1, 3, 20, 8]).unsqueeze(1)).long()
+    results, widths = [], []
+    for aligned in (True, False):
+        copied = copy.deepcopy(model)
+        if not aligned:
+            monkeypatch.setattr(TimNetCausalLayer, "align", lambda _, hidden: hidden)
+        copied.timnet.blocks[0].register_forward_pre_hook(
+            lambda _, given: widths.append(given[0].shape[-1])
+        )
+        torch.manual_seed(1)
+        labels = torch.tensor([0, 1, 2, 3, 0, 1])
+        output = copied(features, mask, labels=labels, output_hidden_states=states)
+        output.loss.backward()
+        gradients = [parameter.grad for parameter in copied.parameters()]
+        shown = output.hidden_states or ()
+        results.append([output.logits, *shown, *gradients, *copied.buffers()])
+    assert widths == [8, 5]
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 

@@ -235,16 +235,21 @@ class TimNetModel(TimNetPreTrainedModel):
             mask = mask.to(views.dtype)
         states: list[torch.Tensor] = []
 
+        def in_time(hidden: torch.Tensor) -> torch.Tensor:
+            return in_time_order(hidden[..., : self.config.hidden_size], order, mask, members)
+
         def keep(hidden: torch.Tensor) -> torch.Tensor:
             # A state that is handed out lies on the way to the answer, so that its gradient can be
             # asked for. Nothing is kept, and nothing detours, where it is not.
             if not output_hidden_states:
                 return hidden
-            states.append(in_time_order(hidden, order, mask, members))
+            states.append(in_time(hidden))
             parts = states[-1].chunk(directions * members, dim=-1)
             return in_reading_order(parts, order, members).contiguous()
 
         hidden = keep(self.embed(views))
+        first: Any = self.blocks[0]
+        hidden = first.layer1.align(hidden)
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
         for index, block in enumerate(self.blocks):
             hidden = keep(block(hidden, mask))
@@ -256,7 +261,7 @@ class TimNetModel(TimNetPreTrainedModel):
         fused, weights = self.fusion(scale_vectors)
 
         return TimNetModelOutput(
-            last_hidden_state=states[-1] if states else in_time_order(hidden, order, mask, members),
+            last_hidden_state=states[-1] if states else in_time(hidden),
             pooler_output=fused,
             scale_vectors=scale_vectors,
             fusion_weights=weights,
