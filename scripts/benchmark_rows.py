@@ -311,9 +311,10 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "waveform → label, exported to ONNX": onnx_row,
     "64 waveforms → labels": batch_row(KERAS),
     "64 waveforms → labels, large model": batch_row(WAV2VEC),
+    "folder of wav files → scores": bulk_row,
+    # Last: from here on the process keeps its memory.
     "training step, 64 × 188 frames": training_row(bfloat16=False),
     "training step, 64 × 188 frames, ours in bfloat16": training_row(bfloat16=True),
-    "folder of wav files → scores": bulk_row,
 }
 
 __all__ = ["ROWS", "clip_files", "librosa_features"]

@@ -49,7 +49,7 @@ class Graph:
         return name
 
     def cast(self, value: str, kind: str) -> str:
-        """Convert the kind of numbers: FLOAT, INT32, INT64, BOOL."""
+        """Convert the kind of numbers: FLOAT, DOUBLE, INT32, INT64, BOOL."""
         from onnx import TensorProto
 
         return self.op("Cast", value, to=getattr(TensorProto, kind))

@@ -135,8 +135,18 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
     A causal layer looks to the left alone, so what stands behind the last valid frame need not be
     zero until it is pooled.
     """
+    graph.scope = "pooling"
+    weights, pairs = _weights_of_frames(graph, within, frames)
+
+    def pool(hidden: str) -> str:
+        # Each state by itself: it still lies in the processor's cache.
+        graph.scope = "pooling"
+        pooled = _pool(graph, network, hidden, weights, pairs)
+        graph.scope = "network"
+        return pooled
+
     graph.scope = "network"
-    states = [hidden] if network.pool_input else []
+    scales = [pool(hidden)] if network.pool_input else []
     for index in range(0, len(network.layers), 2):
         gate = hidden
         for weight, bias, dilation in network.layers[index : index + 2]:
@@ -153,47 +163,47 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
             gate = graph.op("Relu", gate)
         hidden = graph.op("Mul", hidden, graph.op("Sigmoid", gate))
         if network.multi_scale or index + 2 == len(network.layers):
-            states.append(hidden)
-    graph.scope = "pooling"
-    scales, channels = len(states), len(network.embed[1])
-    pooled = graph.op("Concat", *states, axis=1) if scales > 1 else states[0]
-    pooled = _pool(graph, network, pooled, within, frames)
+            scales.append(pool(hidden))
+    pooled = graph.op("Concat", *scales, axis=1) if len(scales) > 1 else scales[0]
+    pooled = graph.op("Squeeze", pooled, graph.integers(2))
     matrix, offset = network.readout
-    labels = len(offset)
-    if network.statistics:  # (scale, kind, channel) → (kind, scale, channel)
-        matrix = matrix.reshape(scales, 3, channels, labels).transpose(1, 0, 2, 3)
-    else:
-        matrix = np.repeat(matrix.reshape(scales, 1, -1, labels), network.directions, axis=1)
-    matrix = matrix.reshape(-1, labels)
+    if not network.statistics:
+        labels = len(offset)
+        # The directions, which the matrix takes the sum of, stand one after the other.
+        matrix = matrix.reshape(len(scales), 1, -1, labels)
+        matrix = np.repeat(matrix, network.directions, axis=1).reshape(-1, labels)
     return graph.op("Gemm", pooled, graph.number(matrix), graph.number(offset))
 
 
-def _pool(graph: Graph, network: Network, hidden: str, within: str, frames: str) -> str:
-    """Pool (batch, channels, frames) to (batch, kinds · channels).
+def _weights_of_frames(graph: Graph, within: str, frames: str) -> tuple[str, str]:
+    """Weights that make a product the mean over valid frames, and over pairs of neighbours.
 
-    A mean over valid frames is one product with a vector of weights, zero at the others.
+    Both are zero at frames that are not valid: (batch, frames, 1) and (batch, frames - 1, 1).
     """
-    time = graph.integers(2)
-    column = graph.op("Unsqueeze", graph.cast(within, "FLOAT"), time)
+    column = graph.op("Unsqueeze", graph.cast(within, "FLOAT"), graph.integers(2))
     count = graph.op("Max", graph.cast(frames, "FLOAT"), graph.number(1))
-    count = graph.op("Unsqueeze", count, time)
-    weights = graph.op("Div", column, count)  # (batch, frames, 1)
+    count = graph.op("Unsqueeze", count, graph.integers(2))
+    weights = graph.op("Div", column, count)
+    end = graph.integers(np.iinfo(np.int64).max)
+    column = graph.op("Slice", column, graph.integers(1), end, graph.integers(1))
+    # A single frame makes no pair, and a product over none is 0.
+    pairs = graph.op("Max", graph.op("Sub", count, graph.number(1)), graph.number(1))
+    return weights, graph.op("Div", column, pairs)
+
+
+def _pool(graph: Graph, network: Network, hidden: str, weights: str, pairs: str) -> str:
+    """Pool (batch, channels, frames) to (batch, kinds · channels, 1)."""
     mean = graph.op("MatMul", hidden, weights)
     if not network.statistics:
-        return graph.op("Squeeze", mean, time)
+        return mean
     centred = graph.op("Sub", hidden, mean)
     square = graph.op("MatMul", graph.op("Mul", centred, centred), weights)
     deviation = graph.op("Sqrt", graph.op("Add", square, graph.number(1e-6)))
-    # A single frame makes no pair, and a product over none is 0.
-    end = graph.integers(np.iinfo(np.int64).max)
+    time, end = graph.integers(2), graph.integers(np.iinfo(np.int64).max)
     later = graph.op("Slice", hidden, graph.integers(1), end, time)
     earlier = graph.op("Slice", hidden, graph.integers(0), graph.integers(-1), time)
     change = graph.op("Abs", graph.op("Sub", later, earlier))
-    column = graph.op("Slice", column, graph.integers(1), end, graph.integers(1))
-    pairs = graph.op("Max", graph.op("Sub", count, graph.number(1)), graph.number(1))
-    change = graph.op("MatMul", change, graph.op("Div", column, pairs))
-    pooled = graph.op("Concat", mean, deviation, change, axis=1)
-    return graph.op("Squeeze", pooled, time)
+    return graph.op("Concat", mean, deviation, graph.op("MatMul", change, pairs), axis=1)
 
 
 def _reorder(graph: Graph, channels: str, orders: list[str], size: int) -> str:
