@@ -292,6 +292,16 @@ def test_a_result_that_leaks_is_marked_in_a_table(tmp_path: Path) -> None:
     assert "not a result" in row
 
 
+def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(tmp_path: Path) -> None:
+    recalls = {f"{actor:02d}": 70.0 if actor <= 12 else 60.0 for actor in range(1, 25)}
+    ravdess = {**LOSO, "corpus": "ravdess", "protocol": "emobox", "per_speaker": recalls}
+    table = render_results_table(write_results(tmp_path, ravdess, LOSO), "ravdess")
+    (note,) = [line for line in table.splitlines() if "was chosen on" in line]
+    assert "speakers 01 to 12 of RAVDESS" in note
+    assert note.endswith("their mean UAR is 70.0 %, that of the others 60.0 %.")
+    assert "was chosen on" not in render_results_table(tmp_path, "emodb")
+
+
 def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
     write_results(tmp_path, LOSO, {**LOSO, "recipe": "paper"}, {**LOSO, "corpus": "savee"})
     assert [one["corpus"] for one in reports_for(RECORD, tmp_path)] == ["emodb"]

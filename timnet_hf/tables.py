@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .corpus_table import CORPORA
@@ -53,6 +54,8 @@ PROTOCOL_NOTES = {
 CROSS_CORPUS = "to-"
 #: End of the recipe's name where each test voice was enrolled, see timnet_hf.speaker_timnet.
 ADAPTED = "-adapted"
+#: The speakers whose recordings the default recipe was chosen on, see results/research.md.
+CHOSEN_ON = {"ravdess": [f"{actor:02d}" for actor in range(1, 13)]}
 NOTHING_MEASURED = "Nothing has been measured yet."
 
 _MARKERS = re.compile(
@@ -261,7 +264,26 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         )
     if corpus in CORPORA and CORPORA[corpus].note:
         notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
+    for report in reports:
+        if report["corpus"] == corpus and report["recipe"] == "default":
+            notes += _on_chosen_speakers(report)
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
+
+
+def _on_chosen_speakers(report: dict[str, Any]) -> list[str]:
+    """A note on how the speakers that the recipe was chosen on compare with all others."""
+    chosen = CHOSEN_ON.get(report["corpus"], [])
+    recalls = report.get("per_speaker", {})
+    known = [recall for name, recall in recalls.items() if name in chosen]
+    new = [recall for name, recall in recalls.items() if name not in chosen]
+    if report["protocol"] not in ("loso", "emobox") or not (known and new):
+        return []
+    return [
+        f"The default recipe was chosen on speakers {chosen[0]} to {chosen[-1]} of "
+        f"{CORPORA[report['corpus']].title}, who are among those tested. Of "
+        f"*{protocol_title(report['protocol'])}* their mean UAR is {fmean(known):.1f} %, that of "
+        f"the others {fmean(new):.1f} %."
+    ]
 
 
 def _measured(title: str, report: dict[str, Any]) -> list[str]:
