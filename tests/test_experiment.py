@@ -165,6 +165,27 @@ class TestTrainToFolder:
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
         assert not (tmp_path / "trainer").exists()
 
+    @pytest.mark.parametrize("known", [True, False])
+    def test_the_time_of_an_interrupted_training_is_that_of_all_its_parts(
+        self, data: Data, unfinished: Path, known: bool
+    ) -> None:
+        noted = unfinished / "trainer" / "time.json"
+        before = json.loads(noted.read_text())
+        assert before["started"].endswith("+00:00") and before["seconds"] >= 0
+        before = {"started": "2025-01-01T00:00:00+00:00", "seconds": 1000}
+        noted.write_text(json.dumps(before)) if known else noted.unlink()
+
+        train_to_folder(data, RECIPE, unfinished, resume=True)
+
+        record = json.loads((unfinished / "training_record.json").read_text())
+        if known:
+            assert record["started"] == before["started"]
+            assert 1000 <= record["wall_time_seconds"] < 2000
+        else:  # stopped by a version that noted none: a part would be taken for the whole
+            assert record["started"] is None
+            assert record["wall_time_seconds"] is None
+            assert "Training took" not in (unfinished / "README.md").read_text()
+
     def test_the_temperature_is_fitted_on_speakers_left_out(
         self, trained: Path, data: Data, tmp_path: Path
     ) -> None:

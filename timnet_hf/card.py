@@ -285,6 +285,7 @@ def _about_training(
         "hop": f"{1000 * extractor['hop_length'] / extractor['sampling_rate']:.3g}",
         "blocks": config["num_hidden_layers"],
         "width": config["hidden_size"],
+        "members": config.get("num_members", 1),
         "arguments": sorted((recipe.get("arguments") or {}).items()),
         "augmented": ", ".join(f"`{name}={value}`" for name, value in augmentation.items()),
         "seed": record.get("seed"),

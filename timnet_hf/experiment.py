@@ -143,11 +143,26 @@ def _train_to_folder(
     from .hub import save_model_folder
     from .protocols import inner_folds
     from .provenance import versions
-    from .training import ProgressReport, build_arguments, build_extractor, train
+    from .training import ProgressReport, SaveReport, build_arguments, build_extractor, train
 
-    started = datetime.now(timezone.utc)
     clock = time.perf_counter()
     checkpoints = output_dir / "trainer"
+    # When the training began, and how long it has taken, in all the parts it was made in.
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    begun: dict[str, Any] = {"started": now, "seconds": 0}
+    taken = checkpoints / "time.json"
+    if resume:
+        known = taken.exists()
+        begun = json.loads(taken.read_text(encoding="utf-8")) if known else dict.fromkeys(begun)
+
+    def seconds() -> int | None:
+        before = begun["seconds"]
+        return None if before is None else round(before + time.perf_counter() - clock)
+
+    def note_time() -> None:
+        if is_first():
+            write_json(taken, {**begun, "seconds": seconds()})
+
     arguments = build_arguments(
         recipe,
         checkpoints,
@@ -189,7 +204,7 @@ def _train_to_folder(
         arguments,
         config={**(config or {}), **temperature},
         resume=resume,
-        callbacks=[ProgressReport(shown)] if shown else [],
+        callbacks=[SaveReport(note_time), *([ProgressReport(shown)] if shown else [])],
     )
     if not is_first():
         return output_dir
@@ -205,8 +220,8 @@ def _train_to_folder(
         "data": {"files": len(store), "sha256": data.sha256},
         "versions": versions(),
         "command": command,
-        "started": started.isoformat(timespec="seconds"),
-        "wall_time_seconds": round(time.perf_counter() - clock),
+        "started": begun["started"],
+        "wall_time_seconds": seconds(),
         "log": trained.log,
     }
     save_model_folder(output_dir, trained.model, trained.extractor, record)

@@ -136,12 +136,12 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
     zero until it is pooled.
     """
     graph.scope = "pooling"
-    weights, pairs = _weights_of_frames(graph, within, frames)
+    weights = _weights_of_frames(graph, network, within, frames)
 
     def pool(hidden: str) -> str:
         # Each state by itself: it still lies in the processor's cache.
         graph.scope = "pooling"
-        pooled = _pool(graph, network, hidden, weights, pairs)
+        pooled = _pool(graph, hidden, *weights)
         graph.scope = "network"
         return pooled
 
@@ -175,26 +175,28 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
     return graph.op("Gemm", pooled, graph.number(matrix), graph.number(offset))
 
 
-def _weights_of_frames(graph: Graph, within: str, frames: str) -> tuple[str, str]:
-    """Weights that make a product the mean over valid frames, and over pairs of neighbours.
+def _weights_of_frames(graph: Graph, network: Network, within: str, frames: str) -> list[str]:
+    """Weights that make a product the mean over valid frames and, for statistics, over pairs.
 
-    Both are zero at frames that are not valid: (batch, frames, 1) and (batch, frames - 1, 1).
+    They are zero at frames that are not valid: (batch, frames, 1) and (batch, frames - 1, 1).
     """
     column = graph.op("Unsqueeze", graph.cast(within, "FLOAT"), graph.integers(2))
     count = graph.op("Max", graph.cast(frames, "FLOAT"), graph.number(1))
     count = graph.op("Unsqueeze", count, graph.integers(2))
     weights = graph.op("Div", column, count)
+    if not network.statistics:
+        return [weights]
     end = graph.integers(np.iinfo(np.int64).max)
     column = graph.op("Slice", column, graph.integers(1), end, graph.integers(1))
     # A single frame makes no pair, and a product over none is 0.
     pairs = graph.op("Max", graph.op("Sub", count, graph.number(1)), graph.number(1))
-    return weights, graph.op("Div", column, pairs)
+    return [weights, graph.op("Div", column, pairs)]
 
 
-def _pool(graph: Graph, network: Network, hidden: str, weights: str, pairs: str) -> str:
-    """Pool (batch, channels, frames) to (batch, kinds · channels, 1)."""
+def _pool(graph: Graph, hidden: str, weights: str, pairs: str | None = None) -> str:
+    """Pool (batch, channels, frames) to (batch, kinds · channels, 1): the mean, or statistics."""
     mean = graph.op("MatMul", hidden, weights)
-    if not network.statistics:
+    if pairs is None:
         return mean
     centred = graph.op("Sub", hidden, mean)
     square = graph.op("MatMul", graph.op("Mul", centred, centred), weights)

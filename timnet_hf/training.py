@@ -391,6 +391,17 @@ class ProgressReport(TrainerCallback):
         self.progress(state.global_step, state.max_steps, detail)
 
 
+class SaveReport(TrainerCallback):
+    """Tells that a checkpoint has been written."""
+
+    def __init__(self, saved: Callable[[], None]):
+        self.saved = saved
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report one more checkpoint."""
+        self.saved()
+
+
 def complete_checkpoints(folder: str | Path) -> dict[int, str]:
     """The checkpoints in a folder that were written to their end: step → path."""
     found = {}
@@ -419,6 +430,7 @@ __all__ = [
     "AugmentedSet",
     "OwnChance",
     "ProgressReport",
+    "SaveReport",
     "RecordingSet",
     "Rows",
     "SoftTargetLoss",

@@ -138,12 +138,13 @@ class TimNetCausalLayer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Map (streams, frames, batch, hidden_size), aligned or not, to the same shape."""
-        streams, _, batch, size = hidden.shape
-        spare = size - self.conv.out_channels // streams
+        streams, _, batch, width = hidden.shape
+        size = self.conv.out_channels // streams
+        spare = width - size
         if not self.training:
             statistics = (self.norm.running_mean, self.norm.running_var)
             return F.relu(self.conv(hidden, *self.norm.scale_and_shift(*statistics, streams)))
-        kept = F.dropout(hidden.new_ones(streams, 1, batch, size - spare), self.dropout)
+        kept = F.dropout(hidden.new_ones(streams, 1, batch, size), self.dropout)
         if _can_fuse(self.conv, hidden):
             assert self.conv.bias is not None
             # The convolution's bias cancels in the normalisation; its gradient is zero, not absent.
@@ -151,14 +152,14 @@ class TimNetCausalLayer(nn.Module):
             output, *moments = _FusedLayer.apply(
                 hidden,
                 F.pad(self.conv.matrices(), (0, spare, 0, spare)),
-                F.pad(self.norm.weight.view(streams, 1, -1), (0, spare)),
-                F.pad(beta.view(streams, 1, -1), (0, spare)),
+                F.pad(self.norm.weight.view(streams, 1, size), (0, spare)),
+                F.pad(beta.view(streams, 1, size), (0, spare)),
                 mask,
                 F.pad(kept, (0, spare)),
                 self.conv.dilation[0],
                 self.norm.eps,
             )
-            mean, variance = (moment[..., : size - spare].flatten() for moment in moments)
+            mean, variance = (moment[..., :size].flatten() for moment in moments)
             self.norm.update(mean + self.conv.bias, variance, hidden, mask)
             return output
         return F.relu(self.norm(self.conv(hidden), mask)).to(hidden.dtype) * kept
