@@ -249,11 +249,11 @@ def _affine(
 
 def _cepstra(extractor: TimNetFeatureExtractor) -> tuple[np.ndarray, np.ndarray]:
     """Matrix and offset from the natural logarithm of the bands' power to normalised features."""
-    from torchaudio.functional import create_dct
+    from .mfcc_timnet import cosine_transform
 
     size = extractor.feature_size
-    transform = create_dct(size, extractor.num_mel_bins, norm="ortho").double().numpy().T
-    matrix, offset = transform * 10 / np.log(10), np.zeros(size)
+    transform = cosine_transform(size, extractor.num_mel_bins)
+    matrix, offset = transform.double().numpy().T, np.zeros(size)
     if extractor.do_normalize and extractor.mean is not None and extractor.std is not None:
         deviation = np.array(extractor.std)
         matrix, offset = matrix / deviation[:, None], -np.array(extractor.mean) / deviation

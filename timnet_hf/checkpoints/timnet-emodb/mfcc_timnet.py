@@ -23,6 +23,9 @@ from torchaudio.functional import create_dct, melscale_fbanks
 #: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
 MAX_AMPLITUDE = 1e5
 
+#: Decibels in one unit of the natural logarithm of a power.
+DECIBEL = 10 / math.log(10)
+
 #: Spectra held at a time, so that a long recording needs no more memory than its waveform does.
 _BLOCK_FRAMES = 512
 
@@ -33,49 +36,51 @@ _GROUP_BANDS = 16
 MelGroup: TypeAlias = tuple[slice, slice, torch.Tensor]
 
 
-def as_samples(waveform: Any) -> torch.Tensor:
-    """Check a waveform: (samples,) float32 on the CPU.
+def as_samples(waveform: Any) -> np.ndarray:
+    """Check a waveform, an array, tensor or list: (samples,) float32.
 
     Raises:
         ValueError: It is empty, not one-dimensional, holds integers, or has samples that are NaN,
             infinite or beyond ±``MAX_AMPLITUDE``.
     """
-    if isinstance(waveform, np.ndarray) and not waveform.flags.writeable:
-        waveform = waveform.copy()  # as a decoder's buffer is; torch would warn of sharing it
-    samples = torch.as_tensor(waveform).detach()
-    if samples.ndim != 1:
+    if isinstance(waveform, torch.Tensor):
+        waveform = waveform.detach().cpu()
+        # numpy does not know bfloat16.
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    elif not isinstance(waveform, np.ndarray):
+        waveform = np.array(waveform)
+    if waveform.ndim != 1:
         raise ValueError(
-            f"Expected a mono waveform (samples,), got shape {tuple(samples.shape)}. "
+            f"Expected a mono waveform (samples,), got shape {waveform.shape}. "
             "Mix the channels down first."
         )
-    if samples.numel() == 0:
+    if not waveform.size:
         raise ValueError("The waveform is empty. Pass at least one sample.")
-    if not samples.is_floating_point():
+    if waveform.dtype.kind != "f":
         raise ValueError(
-            f"The waveform holds {samples.dtype} values. Pass floating-point samples within ±1: "
+            f"The waveform holds {waveform.dtype} values. Pass floating-point samples within ±1: "
             "16-bit integers divided by 32768."
         )
-    lowest, highest = (float(value) for value in torch.aminmax(samples))  # a NaN makes both NaN
-    peak = max(-lowest, highest)
+    peak = max(-float(waveform.min()), float(waveform.max()))  # a NaN makes both NaN
     if not math.isfinite(peak):
         raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
     if peak > MAX_AMPLITUDE:
         raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
-    return samples.to("cpu", torch.float32)
+    return waveform.astype(np.float32, copy=False)
 
 
-def centre(samples: torch.Tensor, length: int) -> torch.Tensor:
+def centre(samples: np.ndarray, length: int) -> np.ndarray:
     """Pad with zeros, or crop, to ``length``, the odd sample of a pad at the end."""
-    excess = samples.numel() - length
+    excess = len(samples) - length
     if excess >= 0:
         return samples[excess // 2 : excess // 2 + length]
     before = -excess // 2
-    return torch.nn.functional.pad(samples, (before, -excess - before))
+    return np.pad(samples, (before, -excess - before))
 
 
 @torch.inference_mode()
 def band_power(
-    samples: torch.Tensor, window: torch.Tensor, hop_length: int, mel: tuple[MelGroup, ...]
+    samples: np.ndarray, window: torch.Tensor, hop_length: int, mel: tuple[MelGroup, ...]
 ) -> np.ndarray:
     """Power in each mel band of each frame.
 
@@ -89,9 +94,11 @@ def band_power(
         (frames, bands) float32.
     """
     n_fft = window.numel()
-    padded = samples.new_zeros(n_fft // 2 * 2 + samples.numel())
-    padded[n_fft // 2 : n_fft // 2 + samples.numel()] = samples
-    frames = padded.unfold(0, n_fft, hop_length)
+    padded = np.empty(n_fft // 2 * 2 + len(samples), np.float32)
+    start, end = n_fft // 2, n_fft // 2 + len(samples)
+    padded[:start] = padded[end:] = 0
+    padded[start:end] = samples
+    frames = torch.from_numpy(padded).unfold(0, n_fft, hop_length)
     power = torch.empty(frames.shape[0], mel[-1][1].stop)
     for start in range(0, frames.shape[0], _BLOCK_FRAMES):
         block = slice(start, start + _BLOCK_FRAMES)
@@ -142,11 +149,16 @@ def mel_filters(
 
 @lru_cache(maxsize=16)
 def cosine_transform(feature_size: int, num_mel_bins: int) -> torch.Tensor:
-    """Orthonormal DCT-II (num_mel_bins, feature_size)."""
-    return create_dct(feature_size, num_mel_bins, norm="ortho")
+    """Natural logarithms of power → coefficients: orthonormal DCT-II (num_mel_bins, feature_size).
+
+    The coefficients are those of decibels, so it multiplies by 10 / ln 10 too: numpy's natural
+    logarithm takes a third of the time of its decimal one.
+    """
+    return create_dct(feature_size, num_mel_bins, norm="ortho") * DECIBEL
 
 
 __all__ = [
+    "DECIBEL",
     "MAX_AMPLITUDE",
     "MelGroup",
     "analysis_window",

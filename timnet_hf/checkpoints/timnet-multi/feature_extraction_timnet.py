@@ -28,6 +28,7 @@ from transformers.utils import logging
 from transformers.utils.generic import TensorType
 
 from .mfcc_timnet import (
+    DECIBEL,
     analysis_window,
     as_samples,
     band_power,
@@ -257,18 +258,20 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
         )
         power = band_power(samples, window, self.hop_length, mel)
         reference = 1.0
-        frame_power = power.sum(1)
-        loudest = float(frame_power.max())
+        loudness = power.sum(1)
+        loudest = float(loudness.max())
         if loudest > SILENCE_POWER and (self.trim_db is not None or self.normalize_level):
-            speech = np.flatnonzero(frame_power > loudest * 10 ** (-(self.trim_db or 40.0) / 10))
+            speech = np.flatnonzero(loudness > loudest * 10 ** (-(self.trim_db or 40.0) / 10))
             if self.normalize_level:
-                reference = float(frame_power[speech].mean()) / self.num_mel_bins
+                reference = float(loudness[speech].mean()) / self.num_mel_bins
             if self.trim_db is not None:
                 power = power[speech[0] : speech[-1] + 1]
-        decibel = 10 * np.log10(np.maximum(power / np.float32(reference), np.float32(1e-10)))
+        bands = power / np.float32(reference)
+        np.maximum(bands, np.float32(1e-10), out=bands)
+        np.log(bands, out=bands)
         if self.top_db is not None:
-            decibel = np.maximum(decibel, decibel.max() - np.float32(self.top_db))
-        return torch.from_numpy(decibel) @ cosine_transform(self.feature_size, self.num_mel_bins)
+            np.maximum(bands, bands.max() - np.float32(self.top_db / DECIBEL), out=bands)
+        return torch.from_numpy(bands) @ cosine_transform(self.feature_size, self.num_mel_bins)
 
     def normalize(self, features: torch.Tensor) -> torch.Tensor:
         """Standardise (…, feature_size) with the stored mean and deviation, if there are any."""
