@@ -69,3 +69,22 @@ def test_an_exported_file_cannot_be_adapted(timnet: Timnet, tmp_path: Path) -> N
     (tmp_path / "model.onnx").write_bytes(b"")
     ended = timnet("predict", "voice/0.wav", "--model", "model.onnx", "--speaker", "anna.json")
     assert ended.status == 2 and "cannot be adapted to a voice" in ended.err
+
+
+def test_the_command_it_suggests_names_the_model(timnet: Timnet) -> None:
+    ended = timnet("enroll", "voice", "--name", "anna", "--model", "timnet-multi")
+    assert "timnet predict --model timnet-multi --speaker anna.json" in ended.out.replace("\n", " ")
+
+
+def test_a_file_that_is_no_profile_is_not_replaced(timnet: Timnet, tmp_path: Path) -> None:
+    (tmp_path / "package.json").write_text('{"name": "something else"}')
+    ended = timnet("enroll", "voice", "--name", "package")
+    assert ended.status == 2 and "no speaker's profile" in ended.err.replace("\n", " ")
+    assert "something else" in (tmp_path / "package.json").read_text()
+    assert timnet("enroll", "voice", "--name", "anna").status == 0
+    assert timnet("enroll", "voice", "--name", "anna").status == 0
+
+
+def test_a_profile_goes_into_a_folder_that_is_there(timnet: Timnet) -> None:
+    ended = timnet("enroll", "voice", "--name", "anna", "-o", "nowhere/anna.json")
+    assert ended.status == 2 and "nowhere: no such folder" in ended.err.replace("\n", " ")

@@ -302,13 +302,17 @@ class TestLoadModel:
                 load_model(name)
 
     def test_shipped_checkpoints_go_by_their_name(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(prediction, "CHECKPOINTS", folder.parent)
         monkeypatch.setattr(prediction, "DEFAULT_CHECKPOINT", "random")
-
+        monkeypatch.chdir(tmp_path)
         assert resolve_model("random") == resolve_model(None) == str(folder)
         assert resolve_model("org/random") == "org/random"
+
+        (tmp_path / "random").mkdir()  # who names it means it; who names none does not
+        assert resolve_model("random") == "random"
+        assert resolve_model(None) == str(folder)
 
     def test_a_shipped_checkpoint_that_is_gone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

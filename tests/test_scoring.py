@@ -89,6 +89,33 @@ class TestRows:
         for row in bad.values():
             assert {row[name] for name in row if name not in ("index", "path", "error")} == {None}
 
+    def test_are_the_answers_of_predict_where_labels_do_not_exclude_each_other(
+        self, sounds: Path, model: Path, tmp_path: Path
+    ) -> None:
+        network, extractor = load_model(model)
+        network.config.problem_type = "multi_label_classification"
+        for part in (network, extractor):
+            part.save_pretrained(tmp_path / "each")
+
+        score(sounds, tmp_path / "out.parquet", tmp_path / "each", workers=1)
+
+        found = [row for row in rows(tmp_path / "out.parquet") if row["error"] is None]
+        paths = [row["path"] for row in found]
+        for row, one in zip(found, predict_files(paths, network, extractor), strict=True):
+            for label, value in one.scores.items():
+                assert row[f"p_{label}"] == pytest.approx(value, abs=1e-5)
+
+    def test_keep_columns_that_look_like_ours(
+        self, run: Callable[..., Path], sounds: Path, tmp_path: Path
+    ) -> None:
+        manifest = tmp_path / "in.csv"
+        manifest.write_text(f"path,p_id,p_{LABELS[0]}\n{sounds}/clip0.wav,7,hello\n")
+
+        (row,) = rows(run(manifest))
+
+        assert (row["p_id"], row[f"input_p_{LABELS[0]}"]) == ("7", "hello")
+        assert sum(probabilities(row)) == pytest.approx(1, abs=1e-5)
+
     def test_tell_the_rate_of_the_file(self, run: Callable[..., Path], sounds: Path) -> None:
         found = rows(run(sounds))
 

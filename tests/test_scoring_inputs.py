@@ -156,7 +156,9 @@ class TestManifests:
             ("a.csv", b"path,x,x\na,b,c\n", "same name"),
             ("a.csv", b"path\n\xff\xfe.wav\n", "UTF-8"),
             ("a.csv", b'path\n"' + b"x" * 200_000 + b'"\n', "field larger"),
+            ("a.csv", b'path,name\na.wav,"anna\nb.wav,otto\n', "a quote that is not closed"),
             ("a.jsonl", b'{"path": "a.wav"}\n{"path"\n', "line 2 is not JSON"),
+            ("a.jsonl", b'{"path": ' + b"[" * 100_000 + b"\n", "line 1 is not JSON"),
             ("a.jsonl", b"[1]\n", "line 1 is not an object"),
             ("a.wav", b"RIFF", "not a manifest"),
             ("a.parquet", b"PAR1", "not a Parquet file"),
@@ -248,12 +250,28 @@ class TestParquet:
         with pytest.raises(ScoringError, match="no column 'three' of audio"):
             open_inputs(source, listing, 3, "three")
 
-    def test_nested_and_binary_columns_stay_behind(self, tmp_path: Path, listing: Path) -> None:
+    def test_columns_with_binary_content_stay_behind(self, tmp_path: Path, listing: Path) -> None:
         source = self.write(
-            tmp_path / "t.parquet", audio=[b"x"], image=[b"y"], words=[["a"]], turn=[1]
+            tmp_path / "t.parquet",
+            audio=[b"x"],
+            image=[b"y"],
+            photo=[{"bytes": b"y", "width": 1}],
+            words=[["a"]],
+            turn=[1],
         )
 
-        assert open_inputs(source, listing, 3).carried == ("turn",)
+        inputs = open_inputs(source, listing, 3)
+
+        assert inputs.carried == ("words", "turn")
+        assert read_carried(inputs, inputs.shards[0]).to_pylist() == [{"words": ["a"], "turn": 1}]
+
+    def test_shards_grow_with_the_input(self, tmp_path: Path, listing: Path) -> None:
+        def sizes(rows: int) -> list[int]:
+            source = self.write(tmp_path / "t.parquet", row_group=1, audio=[b"x"] * rows)
+            return [shard.rows for shard in open_inputs(source, listing).shards]
+
+        assert sizes(100) == [32, 32, 32, 4]
+        assert set(sizes(6_400)) == {100}
 
     def test_files_with_other_columns_are_refused(self, tmp_path: Path, listing: Path) -> None:
         (tmp_path / "in").mkdir()

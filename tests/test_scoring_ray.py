@@ -82,8 +82,9 @@ def test_no_row_is_lost_or_doubled_when_a_node_dies(
     assert_same_rows(output, tmp_path / "here.parquet")
 
 
-def test_a_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, address: str) -> None:
     sounds, model = write_sounds(tmp_path / "in", 2), save_model(tmp_path / "model")
 
-    with pytest.raises(ScoringError, match="nowhere: no Ray cluster answers there"):
-        score(sounds, tmp_path / "out.parquet", model, engine="ray", address="nowhere")
+    with pytest.raises(ScoringError, match=f"{address}: no Ray cluster answers there"):
+        score(sounds, tmp_path / "out.parquet", model, engine="ray", address=address)

@@ -105,7 +105,7 @@ def test_the_answers_of_another_model_are_refused(extractor, model):
 def test_a_profile_without_answers_adapts_the_features_alone(extractor, model):
     profile = extractor.describe_speaker("anna", [noise(0)])
     assert profile.usual_logits is None
-    assert model.adapted_to(profile).classifier is model.classifier
+    assert torch.equal(model.adapted_to(profile).classifier.bias, model.classifier.bias)
 
 
 def test_labels_that_do_not_stand_against_each_other_are_left_alone(extractor, model):
@@ -182,3 +182,19 @@ def test_a_model_without_statistics_cannot_be_adapted(extractor):
 def test_no_recording_makes_no_profile(extractor):
     with pytest.raises(SpeakerError, match="Give at least one"):
         extractor.describe_speaker("anna", [])
+
+
+def test_adapting_anew_forgets_the_voice_before(extractor, model):
+    anna, otto = (model.describe_speaker("x", [noise(seed)], extractor) for seed in (0, 1))
+    both, alone = (one.adapted_to(otto) for one in (extractor.adapted_to(anna), extractor))
+    assert (both.mean, both.std) == (alone.mean, alone.std)
+    twice, once = (one.adapted_to(otto) for one in (model.adapted_to(anna), model))
+    assert torch.equal(twice.classifier.bias, once.classifier.bias)
+    assert not torch.equal(once.classifier.bias, model.adapted_to(anna).classifier.bias)
+    assert set(both.to_dict()) == set(extractor.to_dict())
+
+
+def test_a_model_loaded_in_bfloat16_is_still_the_same(extractor, model):
+    profile = model.describe_speaker("anna", [noise(0)], extractor)
+    rounded = copy.deepcopy(model).bfloat16()
+    assert rounded.adapted_to(profile).classifier.bias.dtype == torch.bfloat16

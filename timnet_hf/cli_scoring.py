@@ -27,8 +27,13 @@ def score(
         int | None, typer.Option(min=1, help="Processes; by default one a core.")
     ] = None,
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Recordings that are redone at most after a crash.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Recordings that are done, or after a crash redone, as one; by default a 64th of "
+            "the input, 32 to 1,024.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Recordings that go through the network together.")
     ] = 16,

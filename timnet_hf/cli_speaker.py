@@ -24,17 +24,28 @@ def enroll(
     from .audio import AudioError, find_audio_files
     from .prediction import enroll as make_profile
     from .prediction import load_model
+    from .speaker_timnet import SpeakerError, SpeakerProfile
 
+    path = output or Path(f"{Path(name).name or 'speaker'}.json")
+    if not path.parent.is_dir():
+        raise SpeakerError(f"{path.parent}: no such folder. Make it first, or choose another.")
+    if path.exists():
+        try:
+            SpeakerProfile.load(path)
+        except SpeakerError as error:
+            raise SpeakerError(
+                f"{path}: is there already, and is no speaker's profile. Choose another --output."
+            ) from error
     files = find_audio_files(inputs)
     if not files:
         raise AudioError(f"{', '.join(map(str, inputs))}: no recordings; give files or a folder")
     network, extractor = load_model(model)
     profile = make_profile(name, files, network, extractor)
-    path = output or Path(f"{Path(name).name or 'speaker'}.json")
     profile.save(path)
     seconds = profile.frames / extractor.frames_per_second
     say(f"{path}: {profile.recordings} recording(s), {seconds:.1f} s of {name}'s voice")
-    say(f"try it: timnet predict --speaker {shlex.quote(str(path))} your.wav")
+    options = [*(["--model", str(model)] if model else []), "--speaker", str(path)]
+    say(f"try it: timnet predict {shlex.join(options)} your.wav")
 
 
 __all__ = ["enroll"]

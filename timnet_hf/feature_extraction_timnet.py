@@ -168,6 +168,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
         self.do_normalize = do_normalize
         self.mean = None if mean is None else [float(value) for value in mean]
         self.std = None if std is None else [float(value) for value in std]
+        #: Those before it was adapted to a voice.
+        self._trained_statistics: tuple[list[float], list[float]] | None = None
         self._check()
 
     def _check(self) -> None:
@@ -299,7 +301,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
     ) -> TimNetFeatureExtractor:
         """A copy that standardises by an enrolled voice instead of the training speakers.
 
-        Every pipeline takes it as its ``feature_extractor``.
+        Every pipeline takes it as its ``feature_extractor``. A copy of a copy knows the last voice
+        alone.
 
         Args:
             speaker: A profile, or the JSON file that ``timnet enroll`` wrote.
@@ -325,10 +328,18 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
                 f"{profile.name}: enrolled with another {', '.join(differing) or 'feature_size'} "
                 "than this model's features have. Enrol the voice again with this model."
             )
-        mean, std = blend(profile, self.mean, self.std)
+        trained = self._trained_statistics or (self.mean, self.std)
+        mean, std = blend(profile, *trained)
         adapted = copy.deepcopy(self)
         adapted.mean, adapted.std = mean.tolist(), std.tolist()
+        adapted._trained_statistics = trained
         return adapted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as they are saved."""
+        settings: dict[str, Any] = super().to_dict()
+        settings.pop("_trained_statistics", None)
+        return settings
 
     def __call__(
         self,

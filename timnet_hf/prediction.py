@@ -171,12 +171,12 @@ def resolve_model(name: str | Path | None = None) -> str:
         ModelError: The checkpoint that comes with the package is not there or not as it was
             shipped, or the name can only be that of a folder, and there is none.
     """
-    name = str(name or DEFAULT_CHECKPOINT)
-    if Path(name).is_dir():
-        return _as_shipped(Path(name)) if Path(name).resolve().parent == CHECKPOINTS else name
-    shipped = CHECKPOINTS / name
+    shipped = CHECKPOINTS / str(name or DEFAULT_CHECKPOINT)
+    if name and Path(name).is_dir():  # no name means the shipped one, whatever folder lies here
+        return _as_shipped(Path(name)) if Path(name).resolve().parent == CHECKPOINTS else str(name)
     if shipped.parent == CHECKPOINTS and shipped.is_dir():
         return _as_shipped(shipped)
+    name = str(name or DEFAULT_CHECKPOINT)
     if name == DEFAULT_CHECKPOINT:
         raise ModelError(f"{shipped}: the shipped checkpoint is missing. Reinstall timnet-hf.")
     path = Path(name)

@@ -55,7 +55,6 @@ ENGINES = ("local", "ray")
 #: Written into plans and outputs; another layout of either gets another number.
 FORMAT = 1
 
-SHARD_SIZE = 1024
 BATCH_SIZE = 16
 
 _JOINED_ROWS = 2**16  # rows of a row group of the output, at least
@@ -126,7 +125,7 @@ def score(
     engine: str = "local",
     address: str | None = None,
     workers: int | None = None,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     batch_size: int = BATCH_SIZE,
     audio_column: str | None = None,
     progress: Progress | None = None,
@@ -140,7 +139,8 @@ def score(
         engine: One of ``ENGINES``.
         address: Of a running Ray cluster; without it Ray runs on this machine.
         workers: Processes; by default one a core (of the cluster).
-        shard_size: Recordings that are done or not done as one.
+        shard_size: Recordings that are done or not done as one; by default a 64th of the input, 32
+            to 1,024.
         batch_size: Recordings that go through the network together.
         audio_column: Parquet's column of recordings, where it is not plain which.
         progress: See :data:`Progress`.
@@ -153,7 +153,7 @@ def score(
     """
     if engine not in ENGINES:
         raise ScoringError(f"Unknown engine {engine!r}: {', '.join(ENGINES)}.")
-    if min(shard_size, batch_size, 1 if workers is None else workers) < 1:
+    if any(value is not None and value < 1 for value in (workers, shard_size, batch_size)):
         raise ScoringError("workers, shard_size and batch_size must be at least 1")
     if address is not None and engine != "ray":
         raise ScoringError("--address is that of a Ray cluster; add --engine ray")
@@ -194,7 +194,7 @@ def score_shard(job: Job, number: int, scorer: Scorer) -> ShardReport:
 
     shard = job.inputs.shards[number]
     scored = scorer(read_items(job.inputs, shard))
-    table = _as_table(job.inputs, shard, scored, output_schema(job, scorer))
+    table = _as_table(job, shard, scored, scorer)
     target = job.shard_file(number)
     temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
@@ -221,13 +221,14 @@ def output_schema(job: Job, scorer: Scorer) -> pa.Schema:
     after += [("duration", pa.float64()), ("sampling_rate", pa.int32())]
     after += [("silent", pa.bool_()), ("error", pa.string())]
     given = pq.read_schema(job.inputs.tables[0])
-    names = _shown_names(job.inputs, {name for name, _ in before + after})
+    names = _shown_names(job.inputs, scorer)
     carried = [(shown, given.field(name).type) for name, shown in names.items()]
     return pa.schema(before + carried + after)
 
 
-def _shown_names(inputs: Inputs, taken: set[str]) -> dict[str, str]:
+def _shown_names(inputs: Inputs, scorer: Scorer) -> dict[str, str]:
     """What the input's other columns are called in the output."""
+    taken = {*_OURS, *(f"p_{label}" for label in scorer.labels)}
     shown: dict[str, str] = {}
     for name in inputs.carried:
         if name != "path":
@@ -235,19 +236,16 @@ def _shown_names(inputs: Inputs, taken: set[str]) -> dict[str, str]:
     return shown
 
 
-def _as_table(inputs: Inputs, shard: Shard, scored: list[Scored], columns: pa.Schema) -> pa.Table:
+def _as_table(job: Job, shard: Shard, scored: list[Scored], scorer: Scorer) -> pa.Table:
     import pyarrow as pa
 
-    values: dict[str, Any] = {
-        name: [getattr(one, name) for one in scored] for name in columns.names if name in _OURS
-    }
-    for name in columns.names:
-        if name.startswith("p_"):
-            values[name] = [one.scores.get(name[2:]) for one in scored]
-    given = read_carried(inputs, shard)
-    for name, shown in _shown_names(inputs, set(values)).items():
+    values: dict[str, Any] = {name: [getattr(one, name) for one in scored] for name in _OURS}
+    for label in scorer.labels:
+        values[f"p_{label}"] = [one.scores.get(label) for one in scored]
+    given = read_carried(job.inputs, shard)
+    for name, shown in _shown_names(job.inputs, scorer).items():
         values[shown] = given[name]
-    return pa.Table.from_pydict(values, schema=columns)
+    return pa.Table.from_pydict(values, schema=output_schema(job, scorer))
 
 
 _OURS = {"index", "path", "label", "score", "duration", "sampling_rate", "silent", "error"}
@@ -369,7 +367,6 @@ def _join(job: Job, output: Path, columns: pa.Schema, fixed: dict[str, Any]) -> 
 __all__ = [
     "BATCH_SIZE",
     "ENGINES",
-    "SHARD_SIZE",
     "Job",
     "Progress",
     "ScoringError",

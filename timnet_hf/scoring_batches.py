@@ -92,6 +92,7 @@ class Scorer:
         self.extractor = extractor
         self.network = FoldedTimNet(model)
         self.batch_size = batch_size
+        self.multi_label = model.config.problem_type == "multi_label_classification"
         self.sha256 = _checksum(model, extractor)
 
     def __call__(self, items: Iterable[Item]) -> list[Scored]:
@@ -147,8 +148,10 @@ class Scorer:
             batch = waiting[-room:]
             del waiting[-room:]
             logits = self.network([features for features, _, _ in batch])
-            probabilities = logits.softmax(-1).double().numpy()
-            for (features, loud, tally), one in zip(batch, probabilities, strict=True):
+            probabilities = logits.sigmoid() if self.multi_label else logits.softmax(-1)
+            for (features, loud, tally), one in zip(
+                batch, probabilities.double().numpy(), strict=True
+            ):
                 tally.add(loud, one, len(features))
 
     def _closed(self, row: Scored, tally: _Tally) -> Scored:

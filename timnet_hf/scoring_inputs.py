@@ -8,11 +8,12 @@ a folder                  every recording below it, in natural order, as `find_a
                           all other columns are carried into the output, as text
 ``.parquet``              a column of audio: content as ``struct<bytes, path>`` (how `datasets`
                           stores it) or plain binary, or paths as text, relative to the Parquet
-                          file; all other columns of plain values are carried into the output
+                          file; all other columns are carried into the output, except those that
+                          hold binary content
 ========================  =======================================================================
 
-Folders and manifests are read once, as a stream, into a listing: a Parquet file whose row groups
-are the shards. Of Parquet that is given, a shard is one or more row groups; they are never split.
+Folders and manifests are read once, as a stream, into a listing, a Parquet file. A shard is one or
+more of its row groups, or of those of Parquet that is given; they are never split.
 Either way any worker can read any shard by itself, and nobody holds more than one.
 """
 
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 #: Names of a manifest's column of recordings, and of a Parquet file's column of audio.
 PATH_COLUMNS = ("path", "file_name")
 AUDIO_COLUMNS = ("audio", *PATH_COLUMNS)
+
+#: Recordings in a shard, unless told: enough to be worth a file, and no more than a few minutes'
+#: work, so that every core has some and little is lost in a crash.
+_SMALLEST_SHARD, _LARGEST_SHARD, _USUAL_SHARDS = 32, 1024, 64
 
 _READ_ROWS = 8  # recordings of a Parquet file held at a time
 _BUFFER = 2**20
@@ -106,14 +111,17 @@ class Inputs:
 
 
 def open_inputs(
-    source: str | Path, listing: Path, shard_size: int, audio_column: str | None = None
+    source: str | Path,
+    listing: Path,
+    shard_size: int | None = None,
+    audio_column: str | None = None,
 ) -> Inputs:
     """Find out what is to be scored.
 
     Args:
         source: A folder, a manifest, or Parquet.
         listing: Where the listing of a folder or manifest is written.
-        shard_size: Recordings in a shard, about.
+        shard_size: Recordings in a shard, about; by default a 64th of the input, 32 to 1,024.
         audio_column: Parquet's column of recordings; by default ``audio``, ``path``,
             ``file_name``, or the only one that can be.
 
@@ -205,13 +213,15 @@ def _manifest(source: Path, kind: str) -> tuple[list[str], Iterator[dict[str, st
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
             if kind == ".csv":
-                columns = list(csv.DictReader(file).fieldnames or ())
+                columns = list(csv.DictReader(file, strict=True).fieldnames or ())
             else:  # a line may lack a key, so all of them have to be looked at
                 columns = list(
                     dict.fromkeys(key for row in _json_rows(source, file) for key in row)
                 )
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise ScoringError(f"{source}: cannot be read as UTF-8 text ({error})") from None
+    except csv.Error as error:
+        raise ScoringError(f"{source}: its first line is not CSV ({error})") from None
     named = next((name for name in PATH_COLUMNS if name in columns), None)
     if named is None:
         shown = ", ".join(map(str, columns)) or "none"
@@ -221,13 +231,20 @@ def _manifest(source: Path, kind: str) -> tuple[list[str], Iterator[dict[str, st
 
     def rows() -> Iterator[dict[str, str | None]]:
         with source.open(encoding="utf-8-sig", newline="") as file:
-            read: Any = csv.DictReader(file) if kind == ".csv" else _json_rows(source, file)
+            # Not strict, a quote that nobody closes would make one row of all that follow.
+            lines = csv.DictReader(file, strict=True)
+            read: Any = lines if kind == ".csv" else _json_rows(source, file)
             try:
                 for row in read:
                     text = {name: _as_text(row.get(name)) for name in columns if name != named}
                     yield {"path": _as_text(row.get(named)), **text}
-            except (UnicodeDecodeError, csv.Error) as error:
+            except UnicodeDecodeError as error:
                 raise ScoringError(f"{source}: cannot be read as UTF-8 text ({error})") from None
+            except csv.Error as error:
+                raise ScoringError(
+                    f"{source}: not CSV behind line {lines.line_num} ({error}); look for a quote "
+                    "that is not closed"
+                ) from None
 
     return ["path", *(name for name in columns if name != named)], rows()
 
@@ -237,7 +254,7 @@ def _json_rows(source: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ScoringError(f"{source}: line {number} is not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise ScoringError(f"{source}: line {number} is not an object like {{'path': …}}")
@@ -255,9 +272,9 @@ def _write_listing(
     columns: Sequence[str],
     folder: str,
     listing: Path,
-    shard_size: int,
+    shard_size: int | None,
 ) -> str:
-    """Write a row group a shard; return the checksum of all rows."""
+    """Write row groups that shards can be made of; return the checksum of all rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -267,8 +284,9 @@ def _write_listing(
     digest = hashlib.sha256(json.dumps([folder, *columns]).encode())
     temporary = listing.with_name(f".{listing.name}.tmp")
     with pq.ParquetWriter(temporary, schema) as writer:
-        rows = iter(rows)
-        while chunk := list(itertools.islice(rows, shard_size)):
+        rows, written = iter(rows), 0
+        while chunk := list(itertools.islice(rows, shard_size or _usual_size(written))):
+            written += len(chunk)
             table: list[dict[str, Any]] = []
             for row in chunk:
                 values = dict(zip(columns, row.values(), strict=True))
@@ -276,7 +294,7 @@ def _write_listing(
                 file = _file_name(folder, values["path"])
                 # A name may hold bytes that are no text: the file is found by the bytes.
                 table.append({"file": file, **{key: _shown(text) for key, text in values.items()}})
-            writer.write_table(pa.Table.from_pylist(table, schema), row_group_size=shard_size)
+            writer.write_table(pa.Table.from_pylist(table, schema), row_group_size=len(table))
     os.replace(temporary, listing)
     return digest.hexdigest()
 
@@ -292,7 +310,7 @@ def _shown(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _given(tables: list[Path], shard_size: int, audio_column: str | None) -> Inputs:
+def _given(tables: list[Path], shard_size: int | None, audio_column: str | None) -> Inputs:
     """Parquet files as they are."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -344,10 +362,18 @@ def _audio_column(table: Path, schema: pa.Schema, wanted: str | None) -> str:
     return found[0]
 
 
-def _table_inputs(tables: Sequence[Path], audio: str, shard_size: int, digest: str) -> Inputs:
+def _usual_size(rows: int) -> int:
+    """Recordings in a shard of an input of so many."""
+    return min(_LARGEST_SHARD, max(_SMALLEST_SHARD, -(-rows // _USUAL_SHARDS)))
+
+
+def _table_inputs(
+    tables: Sequence[Path], audio: str, shard_size: int | None, digest: str
+) -> Inputs:
     """Join neighbouring row groups up to the size of a shard."""
     import pyarrow.parquet as pq
 
+    size = shard_size or _usual_size(sum(pq.read_metadata(path).num_rows for path in tables))
     shards: list[Shard] = []
     total = 0
     for number, path in enumerate(tables):
@@ -356,7 +382,7 @@ def _table_inputs(tables: Sequence[Path], audio: str, shard_size: int, digest: s
             start = rows = 0
             for group in range(file.num_row_groups):
                 more = file.metadata.row_group(group).num_rows
-                if rows and rows + more > shard_size:
+                if rows and rows + more > size:
                     shards.append(Shard(number, (start, group), total, rows))
                     total, start, rows = total + rows, group, 0
                 rows += more
@@ -377,7 +403,9 @@ def _is_binary(kind: pa.DataType) -> bool:
 def _is_plain(kind: pa.DataType) -> bool:
     import pyarrow.types as is_
 
-    return not (_is_binary(kind) or is_.is_nested(kind))
+    if is_.is_nested(kind):
+        return all(_is_plain(kind.field(index).type) for index in range(kind.num_fields))
+    return not _is_binary(kind)
 
 
 def free_name(name: str, taken: Iterable[str]) -> str:

@@ -52,8 +52,9 @@ def run_here(job: Job, todo: list[int], workers: int | None = None) -> Iterator[
         running: set[Future[ShardReport]] = set()
         try:
             while True:
-                # Two a worker at a time: a million shards are not a million futures.
-                for number in itertools.islice(waiting, 2 * workers - len(running)):
+                # One more than workers, so that none waits. What has been handed out cannot be
+                # called back, and Ctrl-C waits for it.
+                for number in itertools.islice(waiting, workers + 1 - len(running)):
                     running.add(pool.submit(_score, number))
                 if not running:
                     return

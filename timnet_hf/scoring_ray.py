@@ -16,6 +16,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,6 +129,12 @@ def _connected(address: str | None, workers: int | None) -> Iterator[None]:
         # On this machine, for this machine: nothing listens on any other address.
         options |= {"num_cpus": workers, "include_dashboard": False}
         options |= {"_node_ip_address": "127.0.0.1"}
+    elif found := re.fullmatch(r"([\w.-]+):(\d+)", address):
+        # Ray itself goes on trying for a quarter of an hour.
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise ScoringError(f"{address}: no Ray cluster answers there ({error})") from None
     try:
         ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError) as error:

@@ -342,9 +342,12 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
         return members * torch.einsum("bkmh,lkmh->bml", own, weight) + self.classifier.bias
 
     def fingerprint(self) -> str:
-        """Short checksum of the classifier, which tells one trained model from another."""
-        weight = self.classifier.weight.detach().cpu().float().contiguous()
-        return hashlib.sha256(weight.numpy().tobytes()).hexdigest()[:16]
+        """Short checksum of the classifier, which tells one trained model from another.
+
+        Of its weights as bfloat16, so that a model loaded in that type is still the same one.
+        """
+        weight = self.classifier.weight.detach().cpu().to(torch.bfloat16).contiguous()
+        return hashlib.sha256(weight.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
     @torch.inference_mode()
     def describe_speaker(
@@ -379,7 +382,8 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
         """A copy that takes what it usually answers to an enrolled voice off its logits.
 
         All weights but the classifier's bias are shared. It wants its features from the
-        extractor's ``adapted_to`` with the same profile.
+        extractor's ``adapted_to`` with the same profile. A copy of a copy knows the last voice
+        alone.
 
         Args:
             speaker: A profile, or the JSON file that ``timnet enroll`` wrote; one without answers
@@ -390,19 +394,22 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
             OSError: The file cannot be read.
         """
         profile = SpeakerProfile.load(speaker)
+        trained: torch.Tensor = getattr(self, "_trained_bias", self.classifier.bias).detach()
+        bias = trained.to(self.classifier.bias)
+        if profile.usual_logits is not None:
+            same = profile.model == self.fingerprint()
+            if not same or len(profile.usual_logits) != self.num_labels:
+                raise SpeakerError(
+                    f"{profile.name}: enrolled with another model. Enrol the voice again with this "
+                    "one."
+                )
+            offset = logit_offset(profile.usual_logits, profile.recordings)
+            bias = bias + torch.from_numpy(offset).to(bias)
         adapted = copy.copy(self)
+        adapted._trained_bias = trained
         adapted._modules = dict(self._modules)
-        if profile.usual_logits is None:
-            return adapted
-        same = profile.model == self.fingerprint()
-        if not same or len(profile.usual_logits) != self.num_labels:
-            raise SpeakerError(
-                f"{profile.name}: enrolled with another model. Enrol the voice again with this one."
-            )
         adapted.classifier = copy.copy(self.classifier)
         adapted.classifier._parameters = dict(self.classifier._parameters)
-        offset = logit_offset(profile.usual_logits, profile.recordings)
-        bias = self.classifier.bias.detach() + torch.from_numpy(offset).to(self.classifier.bias)
         adapted.classifier.bias = nn.Parameter(bias)
         return adapted
 
