@@ -292,6 +292,14 @@ def test_a_result_that_leaks_is_marked_in_a_table(tmp_path: Path) -> None:
     assert "not a result" in row
 
 
+def test_a_table_says_where_the_plain_baseline_wins(tmp_path: Path) -> None:
+    for beats, remarks in ((True, 0), (False, 1)):
+        table = render_results_table(
+            write_results(tmp_path, {**KFOLD, "beats_baseline": beats}), "emodb"
+        )
+        assert table.count("**loses to the plain SVC**") == remarks
+
+
 def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(tmp_path: Path) -> None:
     recalls = {f"{actor:02d}": 70.0 if actor <= 12 else 60.0 for actor in range(1, 25)}
     ravdess = {**LOSO, "corpus": "ravdess", "protocol": "emobox", "per_speaker": recalls}

@@ -256,7 +256,31 @@ class TestResume:
 
         assert trainings == []
 
-    @pytest.mark.parametrize("content", ["", '{"fingerprint": "ab'])
+    def test_a_calibration_that_is_left_out_is_refused(
+        self, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        fixed = replace(PLAN, calibration=1).fixed()
+        write_json(PLAN.folder(tmp_path) / "run.json", {"fixed": fixed})
+
+        with pytest.raises(CrossValidationError, match="holds a run with another calibration"):
+            run(tmp_path)
+
+        assert trainings == []
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"command": ""}'])
+    def test_a_damaged_note_of_the_configuration_is_told(
+        self, content: str, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        noted = PLAN.folder(tmp_path) / "run.json"
+        noted.parent.mkdir(parents=True)
+        noted.write_text(content)
+
+        with pytest.raises(CrossValidationError, match=r"run\.json: is damaged"):
+            run(tmp_path)
+
+        assert trainings == []
+
+    @pytest.mark.parametrize("content", ["", '{"fingerprint": "ab', "{}", "null", "[]"])
     def test_a_damaged_fold_is_trained_again(self, content: str, tmp_path: Path) -> None:
         folder = run(tmp_path)
         fold = folder / "folds" / "seed-0" / "fold-2.json"
@@ -409,14 +433,24 @@ class TestVoices:
             assert record["enrolled"]["all"] != record["logits"]
             assert record["enrolled"]["10"] == record["enrolled"]["all"]  # there are four
 
-    def test_that_are_in_training_too_are_not(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("speakers", "selection"),
+        [
+            (["anna"] * 12, "last-epoch"),  # in training too
+            (["anna", "otto", None] * 4, "last-epoch"),  # nobody knows whose voices the last are
+            (["anna", "otto", "eva"] * 4, "best-on-test"),  # the model at hand is another one
+        ],
+    )
+    def test_that_are_not_new_or_not_known_are_not(
+        self, speakers: list[str | None], selection: str, tmp_path: Path
+    ) -> None:
         recipe = replace(PLAN.recipe, augmentation=Augmentation(speaker_share=0.5))
-        plan = replace(PLAN, recipe=recipe)
+        plan = replace(PLAN, recipe=recipe, selection=selection)
         store = tiny_store()
-        store.speakers = ["anna"] * 12
-        assert all(
-            "enrolled" not in r for r in read_folds(run(tmp_path, plan, store), plan, three_folds)
-        )
+        store.speakers = speakers
+        records = read_folds(run(tmp_path, plan, store), plan, three_folds)
+        known = [True, True, False] if None in speakers else [False] * 3
+        assert ["enrolled" in record for record in records] == known
 
 
 class TestTemperature:

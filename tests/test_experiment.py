@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 import timnet_hf.calibration
 import timnet_hf.training
 from timnet_hf import reporting
-from timnet_hf.configuration_timnet import ABLATIONS
-from timnet_hf.corpora import CorpusError, dataset_checksum
+from timnet_hf.configuration_timnet import ABLATIONS, TimNetConfig
+from timnet_hf.corpora import CorpusError
 from timnet_hf.crossvalidation import CrossValidationError
 from timnet_hf.experiment import (
     Data,
@@ -28,6 +29,7 @@ from timnet_hf.experiment import (
 from timnet_hf.hub import verify_model_folder
 from timnet_hf.prediction import load_model
 from timnet_hf.protocols import ProtocolError
+from timnet_hf.recipes import get_recipe
 from timnet_hf.training import ProgressReport, TrainingError
 
 from .tiny_training import same_weights, tiny_recipe, write_recordings
@@ -79,7 +81,19 @@ class TestLoadData:
         assert data.name == "calls"
         assert data.corpus is None
         assert len(data.dataset) == 8
-        assert data.sha256 == dataset_checksum(data.dataset)
+
+    def test_what_is_said_of_recordings_belongs_to_the_checksum(
+        self, folder: Path, data: Data, tmp_path: Path
+    ) -> None:
+        other = shutil.copytree(folder, tmp_path / "calls")
+        assert load_data(other).sha256 == data.sha256
+        table = (other / "metadata.csv").read_text()
+        (other / "metadata.csv").write_text(table.replace(",a,", ",c,"))
+        assert load_data(other).sha256 != data.sha256
+
+    def test_a_folder_called_like_a_corpus_is_not_that_corpus(self, tmp_path: Path) -> None:
+        own = load_data(write_recordings(tmp_path / "ravdess"))
+        assert (own.name, own.corpus) == ("own-ravdess", None)
 
     def test_a_corpus_goes_by_its_short_name(self, emodb_dir: Path) -> None:
         data = load_data(emodb_dir, "EMO-DB")
@@ -365,6 +379,12 @@ class TestCrossValidation:
             for path in (folder / "folds").rglob("*.json")
         }
         assert whole == 1
+
+    @pytest.mark.parametrize("name", ["no-multi-scale", "plain-tcn"])
+    def test_one_scale_is_one_with_the_default_recipe_too(self, name: str) -> None:
+        config = {**get_recipe("default").config, **with_ablation(name)[1]}
+
+        assert TimNetConfig(**config).num_scales == 1
 
     def test_choosing_on_the_test_fold_is_labelled(self, data: Data, tmp_path: Path) -> None:
         folder, report = cross_validate(data, tmp_path, selection="best-on-test")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -62,7 +63,9 @@ def progress_bars() -> Iterator[Callable[[str, int, int, str], None]]:
         TextColumn("{task.fields[detail]}"),
     )
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=err) as bars:
+    # The time left comes from all that was done so far: folds take minutes, and the half a minute
+    # that is usual would hold none.
+    with Progress(*columns, console=err, speed_estimate_period=math.inf) as bars:
 
         def update(what: str, done: int, total: int, detail: str) -> None:
             if what not in tasks:

@@ -32,6 +32,7 @@ from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full
 from .protocols import Fold
 from .recipes import Recipe
+from .workers import end_with_parent
 
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
@@ -208,8 +209,15 @@ def _claim(folder: Path, plan: Plan) -> None:
     path = folder / "run.json"
     fixed = json.loads(json.dumps(plan.fixed(), default=list))
     if path.exists():
-        noted = json.loads(path.read_text())["fixed"]
-        differing = sorted(key for key in fixed if fixed[key] != noted.get(key))
+        try:
+            noted = dict(json.loads(path.read_text(encoding="utf-8"))["fixed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CrossValidationError(
+                f"{path}: is damaged. Move {folder} away, or choose another results folder."
+            ) from error
+        differing = sorted(
+            key for key in {*fixed, *noted} if fixed.get(key, 0) != noted.get(key, 0)
+        )
         if differing:
             raise CrossValidationError(
                 f"{folder}: holds a run with another {', '.join(differing)}. "
@@ -230,11 +238,12 @@ def _read_fold(folder: Path, plan: Plan, seed: int, fold: Fold) -> dict[str, Any
     path = _fold_path(folder, seed, fold)
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        fingerprint, rows, n_train = (record[key] for key in ("fingerprint", "rows", "n_train"))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if record["fingerprint"] != plan.fingerprint():
+    if fingerprint != plan.fingerprint():
         return None
-    if record["rows"] != fold.test.tolist() or record["n_train"] != len(fold.train):
+    if rows != fold.test.tolist() or n_train != len(fold.train):
         raise CrossValidationError(
             f"{path}: holds a fold of other recordings, from another number of folds or another "
             f"column to group by. Move {folder} away, or choose another results folder."
@@ -287,6 +296,7 @@ def _start_worker(
 ) -> None:
     import torch
 
+    end_with_parent()
     torch.set_num_threads(threads)
     keep_freed_memory()
     _worker.update(plan=plan, store=store, extractor=extractor)
@@ -375,14 +385,18 @@ def _enrolled(
 ) -> dict[str, dict[str, list[list[float]]]]:
     """The test side's logits once more, each voice known from 1, 3, 10 or all its recordings.
 
-    Only for recipes that prepare for it, and only where the test speakers are new to the model.
+    Only for recipes that prepare for it, and only where the test speakers are known by name and new
+    to the model.
     The recordings are drawn at random and their labels are not looked at.
     """
     from .evaluation import score
 
+    named = all(store.speakers[row] is not None for row in fold.test)
     speakers = np.array([str(name) for name in store.speakers])
     new = set(speakers[fold.test]).isdisjoint(speakers[fold.train])
-    if not new or not plan.recipe.augmentation.speaker_share:
+    if not (named and new and plan.recipe.augmentation.speaker_share):
+        return {}
+    if plan.selection == "best-on-test":  # the model at hand is the last epoch's
         return {}
     logits = {
         count: np.zeros((len(fold.test), len(store.label_names))) for count in ENROLMENT_COUNTS

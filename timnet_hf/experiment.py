@@ -6,6 +6,7 @@ Script and command line call these functions, so a result never depends on who a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -52,16 +53,31 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
     Raises:
         CorpusError: Something is missing or cannot be read; the message names it.
     """
-    from .corpora import dataset_checksum, find_corpus, load_corpus, load_folder
+    from .corpora import CORPORA, dataset_checksum, find_corpus, load_corpus, load_folder
 
     if corpus is None:
         dataset = load_folder(data_dir)
-        return Data(
-            Path(data_dir).resolve().name or "own", None, dataset, dataset_checksum(dataset)
-        )
+        name = Path(data_dir).resolve().name or "own"
+        if name in CORPORA:  # whose results these are not
+            name = f"own-{name}"
+        return Data(name, None, dataset, _folder_checksum(dataset))
     name = find_corpus(corpus).name
     dataset = load_corpus(name, data_dir)
     return Data(name, name, dataset, dataset_checksum(dataset))
+
+
+def _folder_checksum(dataset: Dataset) -> str:
+    """Checksum of recordings and of what is said of them, which may be corrected in a table."""
+    from .corpora import dataset_checksum
+
+    said = [dataset.features["label"].names]
+    said += [
+        list(dataset[name])
+        for name in ("label", "speaker", "sentence")
+        if name in dataset.column_names
+    ]
+    text = dataset_checksum(dataset) + json.dumps(said)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def train_to_folder(

@@ -23,6 +23,7 @@ A fold that no honest model can be trained on is refused before any training sta
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import defaultdict
@@ -260,8 +261,9 @@ def _one_each(dataset: Dataset, column: str) -> dict[str, np.ndarray]:
     tests: dict[str, np.ndarray] = {}
     for value in sorted(rows_of, key=natural_key):
         name = f"{column}-{re.sub(r'[^A-Za-z0-9._-]+', '_', value)}"
-        while name in tests:  # two values that differ only in what a file name cannot hold
-            name += "_"
+        # Values may differ only in what a file name cannot hold, or be whole sentences.
+        if name in tests or len(name) > 80:
+            name = f"{name[:60]}-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
         tests[name] = np.array(rows_of[value])
     return tests
 

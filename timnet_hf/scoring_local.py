@@ -7,14 +7,14 @@ import itertools
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from .scoring import Job, ScoringError, ShardReport, score_shard
+from .workers import end_with_parent
 
 if TYPE_CHECKING:
     from .scoring_batches import Scorer
@@ -96,16 +96,9 @@ def _begin(job: Job) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     _mine = job, job.load()
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
 
 
 def _score(number: int) -> ShardReport:

@@ -291,6 +291,8 @@ def _measured(title: str, report: dict[str, Any]) -> list[str]:
     low, high = report["uar"]["ci95"]
     leak = ", **epoch chosen on the test fold: not a result**"
     name = f"TIM-Net, `{report['recipe']}` recipe{leak if report.get('leaks_test_fold') else ''}"
+    if not report.get("beats_baseline", True):
+        name += ", **loses to the plain SVC**"
     seeds = len(report["seeds"])
     of = "1 seed" if seeds == 1 else f"mean of {seeds} seeds"
     uar = f"**{report['uar']['pooled']:.2f}** ({low:.1f} to {high:.1f})"

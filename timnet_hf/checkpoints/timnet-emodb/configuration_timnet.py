@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 #: The paper's four ablations, as keyword arguments of :class:`TimNetConfig`.
 ABLATIONS: dict[str, dict[str, bool]] = {
     "no-backward": {"bidirectional": False},
-    "no-multi-scale": {"multi_scale": False},
+    "no-multi-scale": {"multi_scale": False, "pool_input": False},
     "no-dynamic-fusion": {"dynamic_fusion": False},
-    "plain-tcn": {"bidirectional": False, "multi_scale": False, "dynamic_fusion": False},
+    "plain-tcn": {
+        "bidirectional": False,
+        "multi_scale": False,
+        "pool_input": False,
+        "dynamic_fusion": False,
+    },
 }
 
 #: Frames that one layer may look back: hours of audio, and a bound on the memory it takes.
