@@ -244,6 +244,12 @@ class TestCorpora:
             assert ended.status == 2
             assert "unknown corpus 'klingon'" in ended.message
 
+    def test_whom_to_ask_for_a_corpus_needs_no_folder(self, timnet: Timnet) -> None:
+        ended = timnet("corpora", "download", "casia")
+        assert ended.status == 2 and "CASIA cannot be downloaded by everybody" in ended.message
+        ended = timnet("corpora", "download", "emodb")
+        assert ended.status == 2 and "--data-dir" in ended.message
+
     def test_a_copy_that_is_not_as_published(self, timnet: Timnet, tmp_path: Path) -> None:
         (tmp_path / "wav").mkdir()
         soundfile.write(tmp_path / "wav" / "03a01Fa.wav", np.zeros(1600), 16_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 from datasets import Audio, ClassLabel, Dataset
 
 from timnet_hf.crossvalidation import CrossValidationError
@@ -95,3 +96,19 @@ def test_real_corpora_share_six_labels(shared_dir):
     assert names == ["angry", "disgust", "fear", "happy", "neutral", "sad"]
     labels = np.asarray(joined.dataset["label"])
     assert len(fold.train) == 535 - 81 and np.bincount(labels[fold.test]).min() == 96
+
+
+def test_a_recording_that_both_hold_is_not_learned_from(tmp_path):
+    def spoken(name: str, levels: list[float]) -> Data:
+        made = corpus(name, ["angry", "neutral"], ["angry", "neutral"] * (len(levels) // 2))
+        for path, level in zip(made.dataset["path"], levels, strict=True):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            soundfile.write(tmp_path / path, np.full(1600, level), 16_000)
+        paths = [str(tmp_path / path) for path in made.dataset["path"]]
+        dataset = made.dataset.remove_columns("audio").add_column("audio", paths)
+        return Data(name, None, dataset.cast_column("audio", Audio(decode=False)), name)
+
+    _, fold = cross_corpus_fold(
+        spoken("berlin", [0.1, 0.2, 0.3, 0.4]), spoken("toronto", [0.5, 0.2])
+    )
+    assert fold.train.tolist() == [0, 2, 3] and fold.test.tolist() == [4, 5]

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from .cli_common import DataOption, out, progress_bars, say
@@ -31,10 +34,19 @@ def corpora_check(name: str, data_dir: DataOption) -> None:
 
 
 @corpora_app.command("download")
-def corpora_download(name: str, data_dir: DataOption) -> None:
-    """Download a corpus whose owners allow it."""
-    from .corpora import download_corpus
+def corpora_download(
+    name: str,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Folder that takes the recordings.")
+    ] = None,
+) -> None:
+    """Download a corpus whose owners allow it, or say whom to ask for it."""
+    from .corpora import download_corpus, find_corpus
 
+    if data_dir is None:
+        if find_corpus(name).download is not None:
+            raise typer.BadParameter("say where to, with --data-dir")
+        data_dir = Path()  # never used: the download is refused with the way to get it
     with progress_bars() as progress:
         folder = download_corpus(
             name, data_dir, progress=lambda done, total: progress("download", done, total or 0, "")

@@ -196,7 +196,8 @@ def load_corpus(name: str, data_dir: str | os.PathLike[str], *, strict: bool = T
         faults = "\n  ".join(report.faults)
         raise CorpusError(
             f"{data_dir}: this copy of {corpus.title} is not as published:\n  {faults}\n"
-            "repair the copy, or ask for what is there with strict=False"
+            "repair the copy until `timnet corpora check` is content; from Python, strict=False "
+            "takes what is there"
         )
     for problem in report.undecodable.values():
         logger.warning("%s", problem)

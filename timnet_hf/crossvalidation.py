@@ -377,6 +377,7 @@ def _run_fold(
     if seed == plan.seeds[0] and fold.name == plan.shown_fold:
         _, fused = score(trained.model, trained.extractor, store, range(len(store)))
         record["tsne"] = np.round(tsne(fused).astype(float), 2).tolist()
+        record["tsne_labels"] = store.labels.tolist()
     return record
 
 

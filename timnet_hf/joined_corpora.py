@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .corpora import identical_recordings
 from .crossvalidation import CrossValidationError
 from .experiment import Data
 from .protocols import Fold
@@ -77,6 +78,8 @@ def _relabelled(part: Data, labels: list[str]) -> Dataset:
 def cross_corpus_fold(train: Data, test: Data) -> tuple[Data, Fold]:
     """One fold: learn from all of one corpus, be judged on all of another, over shared labels.
 
+    A recording that both hold is only judged on, not learned from.
+
     Raises:
         CrossValidationError: They are the same corpus, share fewer than two labels, or one of the
             shared labels has no recording.
@@ -86,7 +89,11 @@ def cross_corpus_fold(train: Data, test: Data) -> tuple[Data, Fold]:
     kept = sum(
         train.dataset.features["label"].names[label] in names for label in train.dataset["label"]
     )
-    fold = Fold(f"to-{test.name}", np.arange(kept), np.arange(kept, len(joined.dataset)))
+    twins = [
+        row for same in identical_recordings(joined.dataset) if same[-1] >= kept for row in same
+    ]
+    learned = np.setdiff1d(np.arange(kept), twins)
+    fold = Fold(f"to-{test.name}", learned, np.arange(kept, len(joined.dataset)))
     labels = np.asarray(joined.dataset["label"])
     for part, rows in ((train, fold.train), (test, fold.test)):
         if missing := set(range(len(names))) - set(labels[rows].tolist()):

@@ -82,9 +82,9 @@ def scatter(
     """Map of the fused vectors: dots were trained on, crosses were not."""
     figure, axes = _figure(7, 5.4)
     for index, name in enumerate(names):
-        for chosen, marker, size in ((~tested, ".", 18), (tested, "x", 34)):
-            rows = (labels == index) & chosen
-            shown = name if marker == "." else None
+        learned = (labels == index) & ~tested
+        for rows, marker, size in ((learned, ".", 18), ((labels == index) & tested, "x", 34)):
+            shown = name if marker == "." or not learned.any() else None
             axes.scatter(*points[rows].T, s=size, marker=marker, color=f"C{index}", label=shown)
     axes.set(xticks=[], yticks=[], title="fused vectors (t-SNE); crosses: held-out fold")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -17,7 +17,7 @@ from .output_folder import in_one_step
 BOOTSTRAP_ROUNDS = 1000
 CALIBRATION_BINS = 15
 #: What a fold's record says of the model without enrolled speakers only.
-_UNADAPTED = ("enrolled", "tsne", "last_epochs")
+_UNADAPTED = ("enrolled", "tsne", "tsne_labels", "last_epochs")
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
@@ -285,7 +285,8 @@ def _plot_all(folder: Path, report: dict[str, Any], folds: list[dict[str, Any]])
     plots.fusion_weights([fold["fusion_weights"] for fold in folds], folder / "fusion_weights.png")
     for fold in folds:
         if "tsne" in fold:
-            labels = _labels_of_rows(folds)
+            # The first records lacked the labels of what no fold tests on.
+            labels = np.array(fold.get("tsne_labels", _labels_of_rows(folds)))
             tested = np.isin(np.arange(len(labels)), fold["rows"])
             plots.scatter(np.array(fold["tsne"]), labels, tested, names, folder / "tsne.png")
             break

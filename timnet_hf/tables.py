@@ -251,6 +251,8 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
             learned = report["corpus"]
             known = learned != corpus and learned in CORPORA
             whose = f"learned from {CORPORA[learned].title}, {title}" if known else title
+            if protocol == "kfold" and report.get("n_folds", 10) != 10:
+                whose = f"random {report['n_folds']}-fold"
             lines += _measured(whose, report)
         lines += [_published(title, row) for row in published if row.protocol == protocol]
     notes = [
