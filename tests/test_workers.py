@@ -36,7 +36,8 @@ def is_alive(process: int) -> bool:
 def test_a_worker_does_not_outlive_a_parent_that_is_killed(tmp_path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT, encoding="utf-8")
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+    pipes: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, script], text=True, **pipes) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         assert is_alive(worker)
