@@ -37,6 +37,7 @@ QUICK = {
     "package first": "import timnet_hf",
     "Auto classes first": f"{AUTO}import timnet_hf",
     "model file first": "import timnet_hf.modeling_timnet",
+    "package, then another model": "import timnet_hf\nfrom transformers import BertModel",
 }
 SLOW = {
     "extractor file first": "import timnet_hf.feature_extraction_timnet",

@@ -79,6 +79,9 @@ _SOURCES = {
         "pipeline_timnet",
     )
 }
+# The base of our layers loads the tables of the Auto classes before it is complete itself: whoever
+# imports any model of transformers first, comes by there.
+_SOURCES.add("transformers.modeling_layers")
 
 
 class _WatchingLoader:
