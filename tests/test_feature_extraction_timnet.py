@@ -9,12 +9,14 @@ import logging
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from timnet_hf import TimNetConfig, TimNetForAudioClassification, load_audio, resample
+from timnet_hf import mfcc_timnet as mfcc
 from timnet_hf.feature_extraction_timnet import (
     PAPER_NUM_SAMPLES,
     PRESETS,
@@ -455,3 +457,27 @@ def test_a_read_only_waveform_is_taken_without_a_warning(recwarn: pytest.Warning
     clip.flags.writeable = False
     TimNetFeatureExtractor().extract(clip)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_defaults_of_the_caller_do_not_reach_the_features(default: torch.dtype) -> None:
+    clip = np.sin(np.arange(8_000) / 7).astype(np.float32)
+    extractor = TimNetFeatureExtractor()
+    expected = extractor.extract(clip)
+    caches = (mfcc.analysis_window, mfcc.mel_filters, mfcc.cosine_transform)
+    for constant in caches:
+        constant.cache_clear()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        with torch.device("meta"):
+            assert torch.equal(extractor.extract(clip), expected)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(extractor.extract(clip), expected)
+
+
+@pytest.mark.parametrize("given", ["a.wav", {"array": np.zeros(9)}, None])
+def test_what_is_no_waveform_is_called_by_its_kind(given: Any) -> None:
+    with pytest.raises(ValueError, match=f"got {type(given).__name__}"):
+        TimNetFeatureExtractor()(given)

@@ -82,8 +82,9 @@ def test_an_adapted_model_takes_its_usual_answer_off(extractor, model, tmp_path)
     assert np.allclose(profile.usual_logits, before.mean(0), atol=1e-5)
     assert np.allclose(after, before + logit_offset(before.mean(0), 3), atol=1e-5)
     assert np.array_equal(again, before)
-    weights, shared = dict(model.named_parameters()), dict(adapted.named_parameters())
-    assert {name for name in weights if shared[name] is not weights[name]} == {"classifier.bias"}
+    weights, own = model.state_dict(), adapted.state_dict()
+    differing = {name for name in weights if not torch.equal(own[name], weights[name])}
+    assert differing == {"classifier.bias"}
 
 
 def test_answers_are_the_plain_ones_whatever_the_model_is_set_to(extractor, model):
@@ -191,7 +192,25 @@ def test_adapting_anew_forgets_the_voice_before(extractor, model):
     twice, once = (one.adapted_to(otto) for one in (model.adapted_to(anna), model))
     assert torch.equal(twice.classifier.bias, once.classifier.bias)
     assert not torch.equal(once.classifier.bias, model.adapted_to(anna).classifier.bias)
-    assert set(both.to_dict()) == set(extractor.to_dict())
+    assert set(both.to_dict()) == {*extractor.to_dict(), "adapted_to_speaker"}
+
+
+def test_what_is_done_to_an_adapted_copy_leaves_the_model_alone(extractor, model):
+    profile = model.describe_speaker("anna", [noise(0)], extractor)
+    base = copy.deepcopy(model).requires_grad_(False).train()
+    adapted = base.adapted_to(profile).bfloat16().eval()
+    assert base.dtype == torch.float32 and all(part.training for part in base.modules())
+    assert not adapted.classifier.bias.requires_grad
+    assert not getattr(base.config, "adapted_to_speaker", False)
+
+
+def test_what_was_saved_adapted_is_not_adapted_once_more(extractor, model, tmp_path):
+    profile = model.describe_speaker("anna", [noise(0)], extractor)
+    for part, message in ((model, "This model was saved"), (extractor, "extractor was saved")):
+        part.adapted_to(profile).save_pretrained(tmp_path)
+        loaded = type(part).from_pretrained(tmp_path)
+        with pytest.raises(SpeakerError, match=message):
+            loaded.adapted_to(profile)
 
 
 def test_a_model_loaded_in_bfloat16_is_still_the_same(extractor, model):

@@ -69,7 +69,8 @@ _TABLES: dict[str, Callable[[], None]] = {
 }
 
 #: Our modules that the entries come from. Importing one may itself load a table, at a moment when
-#: the class to enter does not exist yet; the entry is then made when the module is complete.
+#: the class to enter does not exist yet; the entry is then made when the module is complete. So may
+#: the base of our layers, which importing any other model of transformers comes by.
 _SOURCES = {
     f"{__package__}.{name}"
     for name in (
@@ -78,10 +79,7 @@ _SOURCES = {
         "modeling_timnet",
         "pipeline_timnet",
     )
-}
-# The base of our layers loads the tables of the Auto classes before it is complete itself: whoever
-# imports any model of transformers first, comes by there.
-_SOURCES.add("transformers.modeling_layers")
+} | {"transformers.modeling_layers"}
 
 
 class _WatchingLoader:

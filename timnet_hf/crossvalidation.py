@@ -387,17 +387,15 @@ def _enrolled(
     """The test side's logits once more, each voice known from 1, 3, 10 or all its recordings.
 
     Only for recipes that prepare for it, and only where the test speakers are known by name and new
-    to the model.
-    The recordings are drawn at random and their labels are not looked at.
+    to the model. The recordings are drawn at random and their labels are not looked at.
     """
     from .evaluation import score
 
     named = all(store.speakers[row] is not None for row in fold.test)
     speakers = np.array([str(name) for name in store.speakers])
     new = set(speakers[fold.test]).isdisjoint(speakers[fold.train])
-    if not (named and new and plan.recipe.augmentation.speaker_share):
-        return {}
-    if plan.selection == "best-on-test":  # the model at hand is the last epoch's
+    last = plan.selection != "best-on-test"  # else the model at hand is not the one that is judged
+    if not (named and new and last and plan.recipe.augmentation.speaker_share):
         return {}
     logits = {
         count: np.zeros((len(fold.test), len(store.label_names))) for count in ENROLMENT_COUNTS

@@ -272,6 +272,9 @@ class TimNetModel(TimNetPreTrainedModel):
 class TimNetForAudioClassification(TimNetPreTrainedModel):
     """TIM-Net with a linear classifier on the fused vector."""
 
+    #: The classifier's bias before it was adapted to a voice; never saved.
+    _trained_bias: torch.Tensor | None = None
+
     def __init__(self, config: TimNetConfig):
         super().__init__(config)
         self.num_labels = int(config.num_labels or 0)
@@ -381,21 +384,30 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
     ) -> TimNetForAudioClassification:
         """A copy that takes what it usually answers to an enrolled voice off its logits.
 
-        All weights but the classifier's bias are shared. It wants its features from the
-        extractor's ``adapted_to`` with the same profile. A copy of a copy knows the last voice
-        alone.
+        It wants its features from the extractor's ``adapted_to`` with the same profile. A copy of a
+        copy knows the last voice alone.
 
         Args:
             speaker: A profile, or the JSON file that ``timnet enroll`` wrote; one without answers
                 changes nothing.
 
         Raises:
-            SpeakerError: It is no profile, or the answers in it are another model's.
+            SpeakerError: It is no profile, the answers in it are another model's, or this model was
+                saved adapted, and what it was before is not known.
             OSError: The file cannot be read.
         """
         profile = SpeakerProfile.load(speaker)
-        trained: torch.Tensor = getattr(self, "_trained_bias", self.classifier.bias).detach()
-        bias = trained.to(self.classifier.bias)
+        trained = self._trained_bias
+        if trained is None and getattr(self.config, "adapted_to_speaker", False):
+            raise SpeakerError(
+                "This model was saved adapted to a voice. Adapt the model as it was trained."
+            )
+        adapted = copy.deepcopy(self)
+        bias = adapted.classifier.bias.detach()
+        if trained is not None:
+            bias.copy_(trained)
+        adapted._trained_bias = bias.clone()
+        adapted.config.adapted_to_speaker = True
         if profile.usual_logits is not None:
             same = profile.model == self.fingerprint()
             if not same or len(profile.usual_logits) != self.num_labels:
@@ -404,13 +416,7 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
                     "one."
                 )
             offset = logit_offset(profile.usual_logits, profile.recordings)
-            bias = bias + torch.from_numpy(offset).to(bias)
-        adapted = copy.copy(self)
-        adapted._trained_bias = trained
-        adapted._modules = dict(self._modules)
-        adapted.classifier = copy.copy(self.classifier)
-        adapted.classifier._parameters = dict(self.classifier._parameters)
-        adapted.classifier.bias = nn.Parameter(bias)
+            bias += torch.from_numpy(offset).to(bias)
         return adapted
 
 

@@ -129,6 +129,11 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names = ["input_values", "attention_mask"]
 
+    #: Whether ``mean`` and ``std`` are a voice's; saved where they are.
+    adapted_to_speaker: bool = False
+    #: What they were before; never saved.
+    _trained_statistics: tuple[list[float], list[float]] | None = None
+
     def __init__(
         self,
         feature_size: int = 39,
@@ -168,8 +173,6 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
         self.do_normalize = do_normalize
         self.mean = None if mean is None else [float(value) for value in mean]
         self.std = None if std is None else [float(value) for value in std]
-        #: Those before it was adapted to a voice.
-        self._trained_statistics: tuple[list[float], list[float]] | None = None
         self._check()
 
     def _check(self) -> None:
@@ -308,8 +311,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
             speaker: A profile, or the JSON file that ``timnet enroll`` wrote.
 
         Raises:
-            SpeakerError: It is no profile, it was made with other features, or this extractor has
-                no training statistics to fall back on.
+            SpeakerError: It is no profile, it was made with other features, this extractor has no
+                training statistics to fall back on, or it was saved adapted.
             OSError: The file cannot be read.
         """
         profile = SpeakerProfile.load(speaker)
@@ -328,11 +331,17 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
                 f"{profile.name}: enrolled with another {', '.join(differing) or 'feature_size'} "
                 "than this model's features have. Enrol the voice again with this model."
             )
+        if self._trained_statistics is None and self.adapted_to_speaker:
+            raise SpeakerError(
+                "This feature extractor was saved adapted to a voice. Adapt that of the model as "
+                "it was trained."
+            )
         trained = self._trained_statistics or (self.mean, self.std)
         mean, std = blend(profile, *trained)
         adapted = copy.deepcopy(self)
         adapted.mean, adapted.std = mean.tolist(), std.tolist()
         adapted._trained_statistics = trained
+        adapted.adapted_to_speaker = True
         return adapted
 
     def to_dict(self) -> dict[str, Any]:
@@ -402,6 +411,11 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
 
 def _as_batch(raw_speech: Any) -> list[Any]:
     """The waveforms in any of the accepted forms of input, as a list."""
+    if raw_speech is None or isinstance(raw_speech, (str, bytes, dict)):
+        raise ValueError(
+            f"Expected waveforms, got {type(raw_speech).__name__}. Decode recordings first, with "
+            "timnet_hf.load_audio for example, or give them to a pipeline."
+        )
     if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
         if raw_speech.ndim > 2:
             raise ValueError(

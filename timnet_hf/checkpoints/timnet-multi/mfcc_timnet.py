@@ -13,6 +13,8 @@ groups, each to the few bins that it sees: a third of the multiplications of one
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -99,7 +101,8 @@ def band_power(
     padded[:start] = padded[end:] = 0
     padded[start:end] = samples
     frames = torch.from_numpy(padded).unfold(0, n_fft, hop_length)
-    power = torch.empty(frames.shape[0], mel[-1][1].stop)
+    shape = frames.shape[0], mel[-1][1].stop
+    power = torch.empty(shape, dtype=torch.float32, device="cpu")
     for start in range(0, frames.shape[0], _BLOCK_FRAMES):
         block = slice(start, start + _BLOCK_FRAMES)
         # numpy's magnitude takes a tenth of the time of torch's.
@@ -110,7 +113,23 @@ def band_power(
     return power.numpy()
 
 
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Make float32 tensors on the CPU, whatever is the default where a constant is first asked for.
+
+    What is made is kept: it must not be of the kind that one caller's model happened to have.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @lru_cache(maxsize=16)
+@_plain()
 def analysis_window(win_length: int, n_fft: int) -> torch.Tensor:
     """Periodic Hann window (n_fft,), zeros on both sides of its ``win_length`` samples."""
     window = torch.zeros(n_fft)
@@ -120,6 +139,7 @@ def analysis_window(win_length: int, n_fft: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
+@_plain()
 def mel_filters(
     sampling_rate: int,
     n_fft: int,
@@ -148,6 +168,7 @@ def mel_filters(
 
 
 @lru_cache(maxsize=16)
+@_plain()
 def cosine_transform(feature_size: int, num_mel_bins: int) -> torch.Tensor:
     """Natural logarithms of power → coefficients: orthonormal DCT-II (num_mel_bins, feature_size).
 
