@@ -96,6 +96,22 @@ def test_a_copy_is_equal_and_independent(duplicate):
     assert config.hidden_size == 12
 
 
+def test_another_head_does_not_take_over_the_temperature(tmp_path: Path):
+    TimNetConfig(id2label={0: "calm", 1: "tense"}, **UNUSUAL).save_pretrained(tmp_path)
+    load = TimNetConfig.from_pretrained
+    same = load(tmp_path, num_labels=2, id2label={"0": "calm", "1": "tense"})
+    assert (same.temperature, same.apply_temperature) == (1.7, True)
+    for others in (
+        {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}},
+        {"id2label": {0: "happy", 1: "sad"}},
+    ):
+        config = load(tmp_path, **others)
+        assert (config.temperature, config.apply_temperature) == (1.0, False)
+        assert config.num_labels == len(others["id2label"])
+        assert config.kernel_size == UNUSUAL["kernel_size"]
+    assert load(tmp_path, id2label={0: "a", 1: "b"}, temperature=2.0).temperature == 2.0
+
+
 def test_unknown_settings_are_kept_as_the_library_keeps_them():
     assert TimNetConfig.from_dict(TimNetConfig(note="mine").to_dict()).note == "mine"
 

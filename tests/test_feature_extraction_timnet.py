@@ -215,6 +215,7 @@ def test_odd_signals_have_finite_frames(preset, waveform):
         (np.zeros((100, 2, 1)), "mono"),
         ([np.zeros((2, 100))], "mono"),
         ([np.zeros(100), np.zeros((2, 100))], "mono"),
+        (np.zeros((0, 100)), "batch is empty"),
     ],
 )
 def test_what_is_no_waveform_is_refused(waveform, match, extractor):

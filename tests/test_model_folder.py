@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from timnet_hf import TimNetConfig, TimNetFeatureExtractor, TimNetForAudioClassification
 from timnet_hf.hub import HubError, save_model_folder, verify_model_folder
@@ -80,6 +81,22 @@ def test_saving_leaves_no_mark_on_the_objects_nor_on_their_classes(tmp_path: Pat
     assert not list((tmp_path / "plain").glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "plain" / "config.json").read_text())
     assert record == RECORD
+
+
+def test_what_was_loaded_and_is_saved_again_names_no_code_that_is_not_there(
+    original: Path, tmp_path: Path
+) -> None:
+    loaded = (
+        AutoModelForAudioClassification.from_pretrained(original),
+        AutoFeatureExtractor.from_pretrained(original),
+    )
+    for one in loaded:
+        one.save_pretrained(tmp_path)
+    for name in ("config.json", "preprocessor_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / name).read_text())
+    assert type(AutoModelForAudioClassification.from_pretrained(tmp_path)) is type(loaded[0])
+    elsewhere = {"AutoConfig": "org/timnet--configuration_timnet.TimNetConfig"}
+    assert TimNetConfig(auto_map=elsewhere).auto_map == elsewhere
 
 
 def test_saving_replaces_a_model_and_leaves_other_files(folder: Path) -> None:

@@ -373,6 +373,7 @@ def test_temperature_has_no_part_in_training():
         ((20, 5), r"not \(20, 5\)"),
         ((1, 2, 20, 5), "must have shape"),
         ((2, 0, 5), "no frame"),
+        ((0, 3, 5), "no clip"),
     ],
 )
 def test_an_input_of_the_wrong_shape_is_refused(shape, match):

@@ -36,7 +36,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from timnet_hf.export import export_onnx  # noqa: E402  (needs what is above)
-from timnet_hf.onnx_inference import MAX_AMPLITUDE, OnnxModel  # noqa: E402
+from timnet_hf.onnx_inference import OnnxModel  # noqa: E402
+from timnet_hf.sound_timnet import MAX_AMPLITUDE  # noqa: E402
 
 RATE = 16_000
 

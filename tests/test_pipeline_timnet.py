@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -207,6 +208,18 @@ def test_several_recordings_give_a_timeline_each(
             return call
 
     assert list(timeline(Calls())) == [expected, expected]
+
+
+def test_a_column_of_a_data_set_gives_a_timeline_each(
+    timeline: TimNetTimelinePipeline, call: np.ndarray, expected: list[Event], tmp_path: Path
+) -> None:
+    path = tmp_path / "call.wav"
+    path.write_bytes(wav(call))
+    rows = datasets.Dataset.from_dict({"audio": [str(path), str(path)]})
+    rows = rows.cast_column("audio", datasets.Audio(decode=False))
+    assert timeline(rows["audio"]) == [expected, expected]
+    with pytest.raises(TypeError, match='pass the column .* such as dataset."audio"'):
+        timeline(rows)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -299,6 +300,9 @@ def test_a_recording_in_one_block_is_not_copied() -> None:
     [
         (np.array([0.0, np.nan]), r"NaN or infinite samples, the first at 1\.000 s"),
         (np.array([np.inf]), "NaN or infinite"),
+        (np.array([0.5, -2e5]), r"reaches -200000 at 1\.000 s. Scale it"),
+        (np.array([0.5, 1e300]), r"reaches 1e\+300 at 1\.000 s. Scale it"),
+        (torch.zeros(100, dtype=torch.int16), "got int16"),
         (np.zeros((2, 100)), r"mono sound \(samples,\), got shape \(2, 100\)"),
         (np.zeros(100, dtype=np.int16), "got int16. Divide integers by their full scale"),
     ],
@@ -311,6 +315,14 @@ def test_a_bad_block_is_refused_and_the_stream_goes_on(block: np.ndarray, messag
         stream.feed(np.append(block, 0) if block.shape == (3,) else block)
     events += stream.feed(sound[RATE - 1 :]) + stream.finish()
     assert events == timeline(sound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_are_taken_with_or_without_a_gradient(dtype: torch.dtype) -> None:
+    block = torch.from_numpy(tone(LOW, 2)).to(dtype)
+    expected = timeline(block.float().numpy())
+    stream = TimelineStream(Pitch(), LABELS, RATE, input_sampling_rate=float(RATE))
+    assert stream.feed(block.requires_grad_()) + stream.finish() == expected
 
 
 def test_a_finished_stream_takes_no_more() -> None:
@@ -333,6 +345,10 @@ def test_a_finished_stream_takes_no_more() -> None:
         ({"vad": "magic"}, "Unknown vad 'magic'. Choose one of energy, silero"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"input_sampling_rate": 10}, "under 1,000 Hz"),
+        ({"input_sampling_rate": 0}, "whole number of Hz, not 0"),
+        ({"input_sampling_rate": 44_100.5}, "whole number of Hz, not 44100.5"),
+        ({"input_sampling_rate": float("nan")}, "whole number of Hz, not nan"),
+        ({"input_sampling_rate": "48000"}, "whole number of Hz, not '48000'"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 from torchaudio.functional import create_dct, melscale_fbanks
 
-#: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
-MAX_AMPLITUDE = 1e5
+from .sound_timnet import check_samples
 
 #: Decibels in one unit of the natural logarithm of a power.
 DECIBEL = 10 / math.log(10)
@@ -42,8 +41,7 @@ def as_samples(waveform: Any) -> np.ndarray:
     """Check a waveform, an array, tensor or list: (samples,) float32.
 
     Raises:
-        ValueError: It is empty, not one-dimensional, holds integers, or has samples that are NaN,
-            infinite or beyond ±``MAX_AMPLITUDE``.
+        ValueError: It is no recording, see :func:`timnet_hf.sound_timnet.check_samples`.
     """
     if isinstance(waveform, torch.Tensor):
         waveform = waveform.detach().cpu()
@@ -51,23 +49,7 @@ def as_samples(waveform: Any) -> np.ndarray:
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
     elif not isinstance(waveform, np.ndarray):
         waveform = np.array(waveform)
-    if waveform.ndim != 1:
-        raise ValueError(
-            f"Expected a mono waveform (samples,), got shape {waveform.shape}. "
-            "Mix the channels down first."
-        )
-    if not waveform.size:
-        raise ValueError("The waveform is empty. Pass at least one sample.")
-    if waveform.dtype.kind != "f":
-        raise ValueError(
-            f"The waveform holds {waveform.dtype} values. Pass floating-point samples within ±1: "
-            "16-bit integers divided by 32768."
-        )
-    peak = max(-float(waveform.min()), float(waveform.max()))  # a NaN makes both NaN
-    if not math.isfinite(peak):
-        raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
-    if peak > MAX_AMPLITUDE:
-        raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
+    check_samples(waveform)
     return waveform.astype(np.float32, copy=False)
 
 
@@ -180,7 +162,6 @@ def cosine_transform(feature_size: int, num_mel_bins: int) -> torch.Tensor:
 
 __all__ = [
     "DECIBEL",
-    "MAX_AMPLITUDE",
     "MelGroup",
     "analysis_window",
     "as_samples",

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 
 from .prediction import ModelError
-
-#: Far beyond full scale, even of unscaled 16-bit samples, as for the feature extractor.
-MAX_AMPLITUDE = 1e5
+from .sound_timnet import check_samples
 
 #: Bytes of a file; a network of ours takes about one million.
 MAX_SIZE = 2**28
@@ -112,7 +110,7 @@ class OnnxModel:
         """
         clips = [np.asarray(waveform) for waveform in waveforms]
         for clip in clips:
-            _check(clip)
+            check_samples(clip)
         probabilities = np.zeros((len(clips), len(self.labels)), dtype=np.float32)
         frames = np.zeros(len(clips), dtype=np.int64)
         # One by one: what a clip takes stays in the processor's cache, and nothing is padded.
@@ -158,26 +156,6 @@ def open_session(content: bytes, threads: int = 1) -> Any:
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _check(waveform: np.ndarray) -> None:
-    if waveform.ndim != 1:
-        raise ValueError(
-            f"Expected a mono waveform (samples,), got shape {waveform.shape}. "
-            "Mix the channels down first."
-        )
-    if waveform.size == 0:
-        raise ValueError("The waveform is empty. Pass at least one sample.")
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(
-            f"The waveform holds {waveform.dtype} values. Pass floating-point samples within ±1: "
-            "16-bit integers divided by 32768."
-        )
-    peak = max(-float(waveform.min()), float(waveform.max()))  # a NaN makes both NaN
-    if not np.isfinite(peak):
-        raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
-    if peak > MAX_AMPLITUDE:
-        raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
 
 
 def _read(path: Path) -> bytes:
@@ -258,4 +236,4 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("it is no ONNX file, or one that is cut short")
 
 
-__all__ = ["MAX_AMPLITUDE", "MAX_SIZE", "OnnxModel", "open_session"]
+__all__ = ["MAX_SIZE", "OnnxModel", "open_session"]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,6 +58,21 @@ _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "batch_norm_momentum": (Real, lambda m: 0 <= m <= 1, "a number in [0, 1]"),
     "temperature": (Real, lambda t: 0 < t < inf, "a finite number above 0"),
 }
+
+
+def drop_code_of_the_folder(settings: dict[str, Any]) -> None:
+    """Take ``auto_map`` out of saved settings where it names code files in a model's own folder.
+
+    The package has that code. Saved elsewhere, without the files, the entry would lead nowhere; one
+    that names a repository of the Hub (``repository--module.Class``) leads there still.
+    """
+    entries = settings.get("auto_map")
+    if isinstance(entries, Mapping) and not all("--" in str(at) for at in entries.values()):
+        del settings["auto_map"]
+
+
+def _named(id2label: Mapping[Any, str]) -> dict[int, str]:
+    return {int(index): name for index, name in id2label.items()}
 
 
 class TimNetConfig(PreTrainedConfig):
@@ -146,6 +161,7 @@ class TimNetConfig(PreTrainedConfig):
         # even where it knows that task. The package registers it, so its own code is to be taken.
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
+            drop_code_of_the_folder(kwargs)
         super().__post_init__(**kwargs)
         if not self.num_labels or self.num_labels < 1:
             raise ValueError("A classifier needs at least one label: check num_labels or id2label.")
@@ -155,6 +171,21 @@ class TimNetConfig(PreTrainedConfig):
                 f"id2label must name the outputs from 0 to {len(names) - 1}, at most {MAX_LABELS}; "
                 f"it names {sorted(names)[:5]} …"
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration of its saved values, some of them replaced by ``kwargs``.
+
+        A temperature is that of one trained classifier. Where other labels are asked for, as for
+        fine-tuning, it is not taken over.
+        """
+        saved = config_dict.get("id2label")
+        if isinstance(saved, Mapping):
+            names = kwargs.get("id2label", saved)
+            if len(saved) != kwargs.get("num_labels", len(saved)) or _named(names) != _named(saved):
+                left_out = ("temperature", "apply_temperature")
+                config_dict = {k: v for k, v in config_dict.items() if k not in left_out}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_directions(self) -> int:

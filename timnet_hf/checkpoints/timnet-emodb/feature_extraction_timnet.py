@@ -27,6 +27,7 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 from transformers.utils.generic import TensorType
 
+from .configuration_timnet import drop_code_of_the_folder
 from .mfcc_timnet import (
     DECIBEL,
     analysis_window,
@@ -154,6 +155,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
         std: Sequence[float] | None = None,
         **kwargs: Any,
     ):
+        if not __name__.startswith("transformers_modules."):
+            drop_code_of_the_folder(kwargs)
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -422,9 +425,12 @@ def _as_batch(raw_speech: Any) -> list[Any]:
                 f"Expected (samples,) or (batch, samples), got shape {tuple(raw_speech.shape)}. "
                 "Mix the channels down to mono first."
             )
+        if raw_speech.ndim == 2 and not len(raw_speech):
+            raise ValueError("The batch is empty. Pass at least one waveform.")
         return list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
     if len(raw_speech) and isinstance(raw_speech[0], (np.ndarray, torch.Tensor, list, tuple)):
-        return list(raw_speech)
+        if getattr(raw_speech[0], "ndim", 1):  # else one waveform, a scalar a sample
+            return list(raw_speech)
     return [raw_speech]
 
 

@@ -18,6 +18,35 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+#: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
+MAX_AMPLITUDE = 1e5
+
+
+def check_samples(waveform: np.ndarray) -> None:
+    """Refuse what is no recording.
+
+    Raises:
+        ValueError: The waveform is empty, not one-dimensional, holds integers, or has samples that
+            are NaN, infinite or beyond ±`MAX_AMPLITUDE`.
+    """
+    if waveform.ndim != 1:
+        raise ValueError(
+            f"Expected a mono waveform (samples,), got shape {waveform.shape}. "
+            "Mix the channels down first."
+        )
+    if not waveform.size:
+        raise ValueError("The waveform is empty. Pass at least one sample.")
+    if waveform.dtype.kind != "f":
+        raise ValueError(
+            f"The waveform holds {waveform.dtype} values. Pass floating-point samples within ±1: "
+            "16-bit integers divided by 32768."
+        )
+    peak = max(-float(waveform.min()), float(waveform.max()))  # a NaN makes both NaN
+    if not math.isfinite(peak):
+        raise ValueError("The waveform has NaN or infinite samples. Repair or leave out the clip.")
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(f"The waveform reaches {peak:g}. Scale it to lie within ±1.")
+
 
 def decode_blocks(
     source: str | os.PathLike[str] | bytes, sampling_rate: int
@@ -243,8 +272,10 @@ DETECTORS: dict[str, Callable[[int], EnergyDetector | SileroDetector]] = {
 
 __all__ = [
     "DETECTORS",
+    "MAX_AMPLITUDE",
     "EnergyDetector",
     "SileroDetector",
     "StreamResampler",
+    "check_samples",
     "decode_blocks",
 ]

@@ -216,8 +216,8 @@ class TimNetModel(TimNetPreTrainedModel):
                 f"input_values must have shape (batch, frames, {self.config.input_size}), "
                 f"not {tuple(input_values.shape)}. Make them with TimNetFeatureExtractor."
             )
-        if input_values.shape[1] == 0:
-            raise ValueError("input_values has no frame. Pass at least one.")
+        if not input_values.numel():
+            raise ValueError("input_values has no clip or no frame. Pass at least one.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
 

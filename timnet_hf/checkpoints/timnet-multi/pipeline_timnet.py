@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,8 @@ class TimNetTimelinePipeline(Pipeline):
             inputs: A path; the content of a file as bytes; a waveform (samples,) of floats at the
                 feature extractor's rate; or a dict of one of ``array`` or ``raw`` (a waveform),
                 ``blocks`` (an iterable of waveforms, heard one after the other), ``bytes`` or
-                ``path``, the first three with their ``sampling_rate``. A list of these, or a
-                generator or dataset that yields them, makes one timeline each.
+                ``path``, the first three with their ``sampling_rate``. A list of these, the column
+                of a data set, or a generator or dataset that yields them, makes one timeline each.
             batch_size: Windows that go through the model in one call.
             **kwargs: ``window``, ``hop`` and ``vad``, as for the class.
 
@@ -96,6 +96,9 @@ class TimNetTimelinePipeline(Pipeline):
         """
         if batch_size is not None:
             kwargs["windows_per_call"] = batch_size
+        if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, list)):
+            # A column of `datasets` decodes a recording when it is asked for: one at a time.
+            return list(super().__call__((item for item in inputs), **kwargs))
         return super().__call__(inputs, **kwargs)
 
     def stream(
@@ -211,7 +214,7 @@ def _blocks(source: Any, sampling_rate: int) -> tuple[Iterable[np.ndarray], int]
                     raise ValueError(f'Give the "sampling_rate" of "{name}" too.')
                 sound = source[name]
                 blocks = sound if name == "blocks" else _cut(sound, source["sampling_rate"])
-                return blocks, int(source["sampling_rate"])
+                return blocks, source["sampling_rate"]
         source = source.get("bytes") or source.get("path")
     if isinstance(source, (str, os.PathLike, bytes)):
         return decode_blocks(source, sampling_rate), sampling_rate
@@ -219,16 +222,16 @@ def _blocks(source: Any, sampling_rate: int) -> tuple[Iterable[np.ndarray], int]
         return _cut(source, sampling_rate), sampling_rate
     raise TypeError(
         "Expected a path, the bytes of a file, a waveform, or a dict with one of blocks, array, "
-        f"raw, bytes or path; got {type(source).__name__}."
+        f"raw, bytes or path; got {type(source).__name__}. Of a data set, pass the column that "
+        'holds the sound, such as dataset["audio"].'
     )
 
 
 def _cut(waveform: Any, sampling_rate: int) -> Iterator[np.ndarray]:
     """An array in pieces, so that no step makes a copy of all of it."""
-    if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu().float().numpy()
-    waveform = np.asarray(waveform)
-    size = _BLOCK * int(sampling_rate) if waveform.ndim == 1 else max(1, len(waveform))
+    if not isinstance(waveform, torch.Tensor):
+        waveform = np.asarray(waveform)
+    size = max(1, _BLOCK * int(sampling_rate) if waveform.ndim == 1 else len(waveform))
     return (waveform[first : first + size] for first in range(0, len(waveform), size))
 
 

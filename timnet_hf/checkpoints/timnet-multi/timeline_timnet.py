@@ -22,11 +22,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from .sound_timnet import DETECTORS, StreamResampler
+from .sound_timnet import DETECTORS, MAX_AMPLITUDE, StreamResampler
 
 #: Seconds of silence that end a segment of speech; shorter pauses belong to it.
 MIN_PAUSE = 0.5
@@ -70,7 +71,8 @@ class TimelineStream:
             (waveforms, labels).
         labels: Names of the labels, in the order of the probabilities.
         sampling_rate: Rate that ``classify`` wants, in Hz.
-        input_sampling_rate: Rate of the blocks, in Hz; by default the same.
+        input_sampling_rate: Rate of the blocks, a whole number of Hz from 1,000; by default the
+            same.
         window: Seconds of speech that are scored at a time.
         hop: Seconds from one window to the next, and the grain of the events; at least 0.05, at
             most ``window``.
@@ -116,9 +118,13 @@ class TimelineStream:
             raise ValueError(f"Unknown vad {vad!r}. Choose one of {', '.join(DETECTORS)}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        rate: Any = sampling_rate if input_sampling_rate is None else input_sampling_rate
+        hertz = float(rate) if isinstance(rate, Real) else math.nan
+        if not (hertz.is_integer() and hertz > 0):
+            raise ValueError(f"A sampling rate is a whole number of Hz, not {rate!r}.")
         self.labels = list(labels)
         self.sampling_rate = sampling_rate
-        self.input_sampling_rate = input_sampling_rate or sampling_rate
+        self.input_sampling_rate = int(hertz)
         self.window, self.hop, self.batch_size = window, hop, batch_size
         self._window, self._hop = round(window * sampling_rate), round(hop * sampling_rate)
         self._classify = classify
@@ -171,7 +177,8 @@ class TimelineStream:
         """Take the next block of the recording.
 
         Args:
-            block: Mono floats of shape (samples,), full scale ±1, of any length.
+            block: Mono floats of shape (samples,), full scale ±1, of any length; an array, a list
+                or a tensor.
 
         Returns:
             The events that ended, in order: ``start`` and ``end`` in seconds, ``label``, its mean
@@ -179,8 +186,8 @@ class TimelineStream:
             overlap, and hold no silence of `MIN_PAUSE` or more.
 
         Raises:
-            ValueError: The block is not mono, not of floats, or has NaN or infinite samples. It is
-                left out, as if it had not been fed.
+            ValueError: The block is not mono, not of floats, or has samples that are NaN, infinite
+                or beyond ±100,000. It is left out, as if it had not been fed.
             RuntimeError: The stream is finished.
         """
         block = self._checked(block)
@@ -209,6 +216,9 @@ class TimelineStream:
     def _checked(self, block: Any) -> np.ndarray:
         if self._finished:
             raise RuntimeError("This stream is finished. Make a new one for the next recording.")
+        if hasattr(block, "detach"):  # a tensor; numpy knows neither gradients nor bfloat16
+            block = block.detach().cpu()
+            block = block.float() if block.is_floating_point() else block
         block = np.asarray(block)
         if block.ndim != 1:
             raise ValueError(
@@ -220,12 +230,15 @@ class TimelineStream:
                 f"Expected floats in ±1, got {block.dtype}. Divide integers by their full scale "
                 "first, for example block / 32768 for int16."
             )
-        finite = np.isfinite(block)
-        if not finite.all():
-            moment = self.duration + int(finite.argmin()) / self.input_sampling_rate
+        if len(block) and not max(-block.min(), block.max()) <= MAX_AMPLITUDE:  # or NaN
+            first = int((np.abs(block) <= MAX_AMPLITUDE).argmin())
+            what = "has NaN or infinite samples, the first"
+            if np.isfinite(block[first]):
+                what = f"reaches {block[first]:g}"
+            moment = self.duration + first / self.input_sampling_rate
             raise ValueError(
-                f"The sound has NaN or infinite samples, the first at {moment:.3f} s. "
-                "Repair or leave them out."
+                f"The sound {what} at {moment:.3f} s. Scale it to lie within ±1, repair it, or "
+                "leave it out."
             )
         return block.astype(np.float32, copy=False)
 
