@@ -120,7 +120,7 @@ class TestManifests:
         inputs = open_inputs(manifest, listing, 2)
         found = items(inputs)
 
-        assert [item.path for item in found] == ["a.wav", "sub, dir/b.wav", "listing.parquet#2"]
+        assert [item.path for item in found] == ["a.wav", "sub, dir/b.wav", "#2"]
         assert [item.source for item in found] == [
             str(tmp_path / "a.wav"),
             str(tmp_path / "sub, dir/b.wav"),
@@ -233,6 +233,23 @@ class TestParquet:
         (item,) = items(inputs)
         assert (item.path, item.source) == ("x.wav", str(tmp_path / "x.wav"))
         assert inputs.carried == ("id",)
+
+    def test_text_of_few_values_is_a_path_too(self, tmp_path: Path, listing: Path) -> None:
+        touch(tmp_path, "a.wav")
+        names = pa.array(["a.wav", "a.wav"]).dictionary_encode()
+        pq.write_table(pa.table({"path": names}), tmp_path / "t.parquet")
+
+        found = items(open_inputs(tmp_path / "t.parquet", listing))
+
+        assert [(i.path, i.source) for i in found] == [("a.wav", str(tmp_path / "a.wav"))] * 2
+
+    def test_a_number_may_name_the_audio_beside_it(self, tmp_path: Path, listing: Path) -> None:
+        table = pa.table({"audio": pa.array([b"fLaC", b"RIFF"]), "path": [17, None]})
+        pq.write_table(table, tmp_path / "t.parquet")
+
+        found = items(open_inputs(tmp_path / "t.parquet", listing))
+
+        assert [item.path for item in found] == ["17", "t.parquet#1"]
 
     def test_row_groups_are_joined_but_never_split(self, tmp_path: Path, listing: Path) -> None:
         source = self.write(tmp_path / "t.parquet", row_group=4, audio=[b"x"] * 10)

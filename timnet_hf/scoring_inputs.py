@@ -179,8 +179,10 @@ def read_items(inputs: Inputs, shard: Shard) -> Iterator[Item]:
                     source = os.fsdecode(source)  # a listing's names, whatever bytes they hold
                 elif isinstance(source, str):
                     inner, source = inner or source, os.path.join(os.path.dirname(table), source)
-                path = row.get("path") if isinstance(row.get("path"), str) else inner
-                yield Item(index, path or f"{Path(table).name}#{index}", source or None)
+                named = row.get("path")  # beside audio it may be a number
+                path = inner if named is None else str(named)
+                number = f"#{index}" if inputs.audio == "file" else f"{Path(table).name}#{index}"
+                yield Item(index, path or number, source or None)
                 index += 1
 
 
@@ -341,6 +343,8 @@ def _audio_column(table: Path, schema: pa.Schema, wanted: str | None) -> str:
 
     def can_be(name: str) -> bool:
         kind = schema.field(name).type
+        if is_.is_dictionary(kind):  # a text column with few different values, as pandas writes it
+            kind = kind.value_type
         if is_.is_struct(kind):
             return {"bytes", "path"} & {field.name for field in kind} != set()
         return bool(_is_binary(kind) or is_.is_string(kind) or is_.is_large_string(kind))

@@ -174,15 +174,19 @@ def _json(timelines: Sequence[Timeline]) -> str:
 
 
 def _csv(timelines: Sequence[Timeline]) -> str:
-    """One row an event or error, one column a label; spreadsheets take no cell for a formula."""
+    """A row an event or error, and one without times for a recording in which nobody speaks.
+
+    Every label has a column. Spreadsheets take no cell for a formula.
+    """
     labels: dict[str, None] = {}
     for timeline in timelines:
         for event in timeline.events:
             labels.update(dict.fromkeys(event["scores"]))
     rows = [["path", "start", "end", "label", "score", *labels, "error"]]
     for timeline in timelines:
-        if timeline.error is not None:
-            rows.append([timeline.path, "", "", "", "", *("" for _ in labels), timeline.error])
+        if timeline.error is not None or not timeline.events:
+            blank = [""] * (4 + len(labels))
+            rows.append([timeline.path, *blank, timeline.error or ""])
         for event in timeline.events:
             times = (f"{event[name]:.3f}" for name in ("start", "end"))
             scores = (event["scores"].get(label) for label in labels)
