@@ -210,6 +210,8 @@ def test_a_known_voice_gets_the_answer_of_timnet_predict_with_its_profile(
     assert scores(call(client, "predict", clip, "first")) != pytest.approx(adapted.scores, abs=1e-3)
     assert call(client, "timeline", clip, "first", voice)[1]["data"]
     assert picture_size(call(client, "explain", clip, "first", voice))[0] > 100
+    (row,) = call(client, "batch", [clip], "first", voice)[0]["data"]
+    assert row[2] == pytest.approx(adapted.scores[row[1]], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +361,23 @@ def test_the_live_endpoint_follows_a_voice(space: Space, clip: Path, tmp_path: P
 
     _, strip, _ = call(own, "live_end")
     assert strip.count("<span") >= 1
+
+
+def test_live_sound_of_a_known_voice_is_scored_as_that_voice(
+    space: Space, clip: Path, models: list[Path], tmp_path: Path
+) -> None:
+    from gradio_client import Client
+
+    profile = tmp_path / "anna.json"
+    enroll("anna", [write_speech(tmp_path / "o.wav", 2.0)], *load_model(models[0])).save(profile)
+    own = Client(space.url, verbose=False, download_files=False)
+    answers = {}
+    for voice in (None, [profile]):
+        for _ in range(2):  # the second piece goes on where the first ended
+            answers[voice is None], _, status = call(own, "live", clip, "first", voice)
+        assert status.startswith("Heard 6 s.")
+        call(own, "live_end")
+    assert scores([answers[True]]) != pytest.approx(scores([answers[False]]), abs=1e-3)
 
 
 # --- checkpoints ------------------------------------------------------------------------------

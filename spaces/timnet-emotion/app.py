@@ -148,18 +148,22 @@ class Page:
         return explanation_figure(explanation, len(waveform) / found.sampling_rate)
 
     def live(
-        self, chunk: str | None, checkpoint: str, session: LiveSession | None
+        self,
+        chunk: str | None,
+        checkpoint: str,
+        session: LiveSession | None,
+        voice: list[str] | None = None,
     ) -> tuple[LiveSession | None, Any, Any, Any]:
         """Take the next piece of a microphone's sound; answer with the timeline so far."""
         if chunk is None:
             return session, gr.skip(), gr.skip(), gr.skip()
-        found = self._checkpoint(checkpoint)
         try:
             waveform, rate = read_recording(chunk, max_minutes=2)
         except RecordingError as error:
             raise _error(error) from error
-        if session is None or (session.checkpoint, session.sampling_rate) != (found, rate):
-            session = LiveSession(found, rate)
+        asked = (checkpoint, tuple(voice or ()), rate)
+        if session is None or session.asked != asked:
+            session = LiveSession(self._checkpoint(checkpoint, voice), rate, asked)
         _guarded(session.feed, waveform)
         return self._shown(session)
 
@@ -171,14 +175,14 @@ class Page:
         return None, *self._shown(session)[1:]
 
     def batch(
-        self, recordings: list[str] | None, checkpoint: str
+        self, recordings: list[str] | None, checkpoint: str, voice: list[str] | None = None
     ) -> tuple[dict[str, Any], str | None]:
         """Score several recordings: a table with a row for each, and the same as a CSV file."""
         if not recordings:
             raise _error("Choose some recordings first.")
         if len(recordings) > BATCH_LIMIT:
             raise _error(f"{len(recordings)} files are too many: {BATCH_LIMIT} at a time.")
-        return score_files(recordings, self._checkpoint(checkpoint))
+        return score_files(recordings, self._checkpoint(checkpoint, voice))
 
     def _checkpoint(self, name: str, voice: list[str] | None = None) -> Checkpoint:
         try:
@@ -212,17 +216,30 @@ def build(checkpoints: Checkpoints, examples: list[Path]) -> gr.Blocks:
         about = gr.Markdown(label="Description", elem_id="about")
         checkpoint.change(page.describe, checkpoint, about, api_name="checkpoint")
         blocks.load(page.describe, checkpoint, about, api_visibility="private")
+        with gr.Accordion("Do you know the voice?", open=False, elem_id="voice"):
+            voice = gr.File(
+                file_count="multiple",
+                label="Recordings of the same voice, or its profile",
+                elem_id="voice-files",
+            )
+            gr.Markdown(
+                "Other recordings of the same person, ten or more in all moods, tell the voice "
+                "from the emotion. Or the profile that `timnet enroll` wrote. Every answer below "
+                "is then for this voice."
+            )
         with gr.Tab("One recording"):
-            _recording_tab(page, checkpoint, examples)
+            _recording_tab(page, checkpoint, voice, examples)
         with gr.Tab("Live"):
-            _live_tab(page, checkpoint)
+            _live_tab(page, checkpoint, voice)
         with gr.Tab("Several files"):
-            _batch_tab(page, checkpoint)
+            _batch_tab(page, checkpoint, voice)
         gr.Markdown(WHAT_THIS_IS_NOT)
     return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
 
 
-def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) -> None:
+def _recording_tab(
+    page: Page, checkpoint: gr.Dropdown, voice: gr.File, examples: list[Path]
+) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             recording = gr.Audio(
@@ -244,16 +261,6 @@ def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) ->
                     api_visibility="private",
                 )
                 gr.Markdown(EXAMPLES_NOTE)
-            with gr.Accordion("Do you know the voice?", open=False, elem_id="voice"):
-                voice = gr.File(
-                    file_count="multiple",
-                    label="Recordings of the same voice, or its profile",
-                    elem_id="voice-files",
-                )
-                gr.Markdown(
-                    "Other recordings of the same person, ten or more in all moods, tell the voice "
-                    "from the emotion. Or the profile that `timnet enroll` wrote."
-                )
         with gr.Column(min_width=300):
             answer = gr.Label(label="Probabilities", num_top_classes=8, elem_id="answer")
             verdict = gr.Markdown(label="Sentence", elem_id="verdict")
@@ -282,7 +289,7 @@ def _recording_tab(page: Page, checkpoint: gr.Dropdown, examples: list[Path]) ->
     done.success(page.explain, inputs, why, api_name="explain", **SCORING)
 
 
-def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
+def _live_tab(page: Page, checkpoint: gr.Dropdown, voice: gr.File) -> None:
     session = gr.State(time_to_live=2 * KEPT)
     with gr.Row():
         with gr.Column(min_width=300):
@@ -297,7 +304,7 @@ def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
         with gr.Column(min_width=300):
             now = gr.Label(label="Now", num_top_classes=8, elem_id="live-answer")
     strip = gr.HTML(label="The last half minute", elem_id="live-strip")
-    inputs, outputs = [microphone, checkpoint, session], [session, now, strip, status]
+    inputs, outputs = [microphone, checkpoint, session, voice], [session, now, strip, status]
     microphone.stream(
         page.live,
         inputs,
@@ -316,12 +323,13 @@ def _live_tab(page: Page, checkpoint: gr.Dropdown) -> None:
     )
 
 
-def _batch_tab(page: Page, checkpoint: gr.Dropdown) -> None:
+def _batch_tab(page: Page, checkpoint: gr.Dropdown, voice: gr.File) -> None:
     files = gr.File(file_count="multiple", label="Recordings", elem_id="files")
     run = gr.Button("Name the emotions", variant="primary", elem_id="run-batch")
     table = gr.Dataframe(interactive=False, label="Answers", elem_id="batch")
     download = gr.DownloadButton("Download as CSV", elem_id="csv")
-    run.click(page.batch, [files, checkpoint], [table, download], api_name="batch", **SCORING)
+    inputs = [files, checkpoint, voice]
+    run.click(page.batch, inputs, [table, download], api_name="batch", **SCORING)
 
 
 def _load(recording: str | None, checkpoint: Checkpoint) -> Any:

@@ -22,11 +22,11 @@ class LiveSession:
     Args:
         checkpoint: The model that listens.
         sampling_rate: Of the sound that will be fed, in Hz.
+        asked: What the visitor had chosen when it began; with another choice another one begins.
     """
 
-    def __init__(self, checkpoint: Checkpoint, sampling_rate: int):
-        self.checkpoint = checkpoint
-        self.sampling_rate = sampling_rate
+    def __init__(self, checkpoint: Checkpoint, sampling_rate: int, asked: object = None):
+        self.asked = asked
         self._stream = checkpoint.timeline.stream(sampling_rate)
         self._colours = colours(checkpoint.labels)
         self._events: list[dict[str, Any]] = []
