@@ -22,6 +22,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from timnet_hf.training import Trained, build_arguments, build_extractor, train
 
 ACTORS = [f"{actor:02d}" for actor in range(1, 13)]
 JUDGED = (["01", "02", "03"], ["07", "08", "09"])
+#: Recordings that a voice is enrolled with.
+ENROLLED = ("1", "3", "10", "all")
 RESULTS = Path(__file__).absolute().parents[1] / "results" / "research"
 
 
@@ -93,6 +96,13 @@ def members(count: int, width: int, epochs: int = 60, **augmentation: Any) -> Re
         {"speaker_share": 0.5, **augmentation},
     )
 
+
+#: Changes so small that a voice stays the same voice.
+LIGHT: dict[str, Any] = {
+    "speeds": (0.9, 0.95, 1.0, 1.06, 1.12),
+    "offset_std": 0.1,
+    "speaker_share": 0.0,
+}
 
 VARIANTS: dict[str, Recipe] = {
     "start": variant(),
@@ -191,11 +201,25 @@ VARIANTS: dict[str, Recipe] = {
     "members-4-of-24": members(4, 24),
     "members-2-of-32-epochs-100": members(2, 32, 100),
     "members-4-of-24-epochs-100": members(4, 24, 100),
+    "members-2-of-24-epochs-100": members(2, 24, 100),
+    "members-2-of-24-epochs-100-light": members(2, 24, 100, **LIGHT),
+    "members-2-of-24-epochs-100-no-offset": members(2, 24, 100, offset_std=0.0, speaker_share=0.0),
+    "members-4-of-24-epochs-200": members(4, 24, 200),
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
     "rate-2e-3": variant(arguments={"learning_rate": 2e-3}),
     "rate-8e-3": variant(arguments={"learning_rate": 8e-3}),
     "bf16": variant(arguments={"bf16": True}),
+}
+
+#: Networks that are trained apart, on batches and with changes of their own, and asked together.
+APART: dict[str, list[Recipe]] = {
+    "apart-2-and-2-of-24": [members(2, 24, 100), members(2, 24, 100)],
+    "apart-2-and-2-of-24-light": [members(2, 24, 100), members(2, 24, 100, **LIGHT)],
+    "apart-2-and-2-of-24-no-offset": [
+        members(2, 24, 100),
+        members(2, 24, 100, offset_std=0.0, speaker_share=0.0),
+    ],
 }
 
 
@@ -230,16 +254,18 @@ class LastEpochs(TrainerCallback):
                 logits.append(score(model.eval(), self.extractor, self.store, self.rows)[0])
 
 
-def features_of(recipe: Recipe, data_dir: Path, cache: Path) -> tuple[Any, FeatureStore]:
+def features_of(
+    recipe: Recipe, speeds: tuple[float, ...], data_dir: Path, cache: Path
+) -> tuple[Any, FeatureStore]:
     """The features of actors 1-12 for this recipe, kept from one run to the next."""
     extractor = build_extractor(recipe)
-    settings = json.dumps([extractor.to_dict(), recipe.augmentation.speeds], sort_keys=True)
+    settings = json.dumps([extractor.to_dict(), speeds], sort_keys=True)
     path = cache / f"ravdess-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.npz"
     dataset = load_corpus("ravdess", data_dir)
     chosen = [row for row, speaker in enumerate(dataset["speaker"]) if speaker in ACTORS]
     dataset = dataset.select(chosen)
     if not path.exists():
-        store = compute_features(dataset, extractor, recipe.augmentation.speeds)
+        store = compute_features(dataset, extractor, speeds)
         cache.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {}
         for speed, clips in store.features.items():
@@ -251,7 +277,7 @@ def features_of(recipe: Recipe, data_dir: Path, cache: Path) -> tuple[Any, Featu
     with np.load(path, allow_pickle=False) as kept:
         features = {
             speed: np.split(kept[f"{speed}"], np.cumsum(kept[f"{speed} frames"])[:-1])
-            for speed in sorted({1.0, *recipe.augmentation.speeds})
+            for speed in sorted({1.0, *speeds})
         }
     return extractor, FeatureStore(
         features=features,
@@ -262,56 +288,104 @@ def features_of(recipe: Recipe, data_dir: Path, cache: Path) -> tuple[Any, Featu
     )
 
 
-def judge(name: str, recipe: Recipe, data_dir: Path, cache: Path, seed: int) -> dict[str, Any]:
-    """Train on nine actors, judge on three; twice. Then judge recordings of known voices."""
-    extractor, store = features_of(recipe, data_dir, cache)
-    speakers = np.array(store.speakers)
-    judged, logits, folds, trained_on = [], [], [], []
-    watches: list[LastEpochs] = []
-    adapted: dict[str, list[np.ndarray]] = {"1": [], "3": [], "10": [], "all": []}
-    parameters, started = 0, time.time()
-    for actors in JUDGED:
-        test = np.flatnonzero(np.isin(speakers, actors))
-        rest = np.flatnonzero(~np.isin(speakers, actors))
+def answers(
+    recipe: Recipe, store: FeatureStore, extractor: Any, seed: int, cache: Path
+) -> dict[str, np.ndarray]:
+    """Train three times; the logits of all that is judged, kept from one run to the next.
+
+    Returns:
+        ``new`` (judged, labels) and ``enrolled 1`` … ``enrolled all``: voices that were left out,
+        in the order of `JUDGED`; ``epochs …`` (10, judged, labels): the same after each of the
+        last ten epochs; ``known``: voices that were heard; ``own 0`` and ``own 1``: what the
+        first two trainings learned from. And the number of ``parameters``, and ``seconds``.
+    """
+    settings = json.dumps([recipe.to_dict(), seed], sort_keys=True)
+    path = cache / f"answers-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            return dict(kept)
+    found: dict[str, list[np.ndarray]] = {}
+    started = time.time()
+    splits = _splits(store)
+    for number, (rest, test) in enumerate(splits[:-1]):
         watch = LastEpochs(store, test)
         watch.extractor = normalized(extractor, store, rest)
         result = train_on(store, rest, recipe, extractor, seed, [watch])
-        scores, _ = score(result.model, result.extractor, store, test)
-        judged.append(test)
-        logits.append(scores)
-        folds.append(round(uar(store.labels[test], scores.argmax(1)), 2))
-        watches.append(watch)
-        for count, collected in adapted.items():
-            collected.append(score_enrolled(result, store, test, count))
+        found.setdefault("new", []).append(score(result.model, result.extractor, store, test)[0])
+        for count in ENROLLED:
+            scores = score_enrolled(result, store, test, count)
+            found.setdefault(f"enrolled {count}", []).append(scores)
+        for name, epochs in watch.logits.items():
+            found.setdefault(f"epochs {name}", []).append(np.stack(epochs))
         own, _ = score(result.model, result.extractor, store, rest)
-        trained_on.append(round(uar(store.labels[rest], own.argmax(1)), 1))
-        parameters = result.model.num_parameters()
+        found[f"own {number}"] = [own]
+    rest, test = splits[-1]
+    result = train_on(store, rest, recipe, extractor, seed)
+    found["known"] = [score(result.model, result.extractor, store, test)[0]]
+    arrays = {name: np.concatenate(parts, axis=-2) for name, parts in found.items()}
+    arrays["parameters"] = np.array(result.model.num_parameters())
+    arrays["seconds"] = np.array(round(time.time() - started))
+    partial = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+    return arrays
+
+
+def _splits(store: FeatureStore) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Trained on and judged: nine actors and three, twice; then four recordings of five."""
+    speakers = np.array(store.speakers)
+    splits = [
+        (np.flatnonzero(~np.isin(speakers, actors)), np.flatnonzero(np.isin(speakers, actors)))
+        for actors in JUDGED
+    ]
     rest, test = train_test_split(
         np.arange(len(speakers)), test_size=0.2, random_state=0, stratify=store.labels
     )
-    result = train_on(store, rest, recipe, extractor, seed)
-    known, _ = score(result.model, result.extractor, store, test)
-    rows, scores = np.concatenate(judged), np.concatenate(logits)
-    truth = store.labels[rows]
+    return [*splits, (rest, test)]
+
+
+def judge(
+    name: str, recipes: Sequence[Recipe], data_dir: Path, cache: Path, seed: int
+) -> dict[str, Any]:
+    """Train on nine actors, judge on three; twice. Then judge recordings of known voices.
+
+    Of several recipes each trains a network of its own, with a seed of its own, and the mean of
+    their logits is judged.
+    """
+    speeds = tuple(sorted({speed for one in recipes for speed in one.augmentation.speeds}))
+    extractor, store = features_of(recipes[0], speeds, data_dir, cache)
+    parts = [
+        answers(recipe, store, extractor, seed + number, cache)
+        for number, recipe in enumerate(recipes)
+    ]
+    mean = {key: np.mean([part[key] for part in parts], axis=0) for key in parts[0]}
+    splits = _splits(store)
+    rows = np.concatenate([test for _, test in splits[:-1]])
+    truth, known = store.labels[rows], store.labels[splits[-1][1]]
+    edges = np.cumsum([len(test) for _, test in splits[:-2]])
+    folds = zip(np.split(truth, edges), np.split(mean["new"], edges), strict=True)
     return {
         "variant": name,
         "seed": seed,
-        "uar": round(uar(truth, scores.argmax(1)), 2),
-        "war": round(war(truth, scores.argmax(1)), 2),
-        "per_fold": folds,
-        "loss": best_loss(scores, truth),
-        "loss_known": best_loss(known, store.labels[test]),
-        "uar_known": round(uar(store.labels[test], known.argmax(1)), 2),
+        "uar": round(uar(truth, mean["new"].argmax(1)), 2),
+        "war": round(war(truth, mean["new"].argmax(1)), 2),
+        "per_fold": [round(uar(labels, logits.argmax(1)), 2) for labels, logits in folds],
+        "loss": best_loss(mean["new"], truth),
+        "loss_known": best_loss(mean["known"], known),
+        "uar_known": round(uar(known, mean["known"].argmax(1)), 2),
         "uar_enrolled": {
-            count: round(uar(truth, np.concatenate(scores).argmax(1)), 2)
-            for count, scores in adapted.items()
+            count: round(uar(truth, mean[f"enrolled {count}"].argmax(1)), 2) for count in ENROLLED
         },
-        "training_uar": trained_on,
-        "last_ten_epochs": last_ten_epochs(watches, truth),
-        "ece": round(expected_calibration_error(softmax(scores), truth), 4),
-        "parameters": parameters,
-        "seconds": round(time.time() - started),
-        "recipe": recipe.to_dict(),
+        "training_uar": [
+            round(uar(store.labels[rest], mean[f"own {number}"].argmax(1)), 1)
+            for number, (rest, _) in enumerate(splits[:-1])
+        ],
+        "last_ten_epochs": last_ten_epochs(mean, truth),
+        "ece": round(expected_calibration_error(softmax(mean["new"]), truth), 4),
+        "parameters": int(sum(part["parameters"] for part in parts)),
+        "seconds": int(sum(part["seconds"] for part in parts)),
+        "recipe": recipes[0].to_dict(),
+        **({"recipes": [recipe.to_dict() for recipe in recipes]} if len(recipes) > 1 else {}),
     }
 
 
@@ -337,16 +411,15 @@ def best_loss(logits: np.ndarray, truth: np.ndarray) -> float:
     return round(float(-np.log(shares[np.arange(len(truth)), truth]).mean()), 4)
 
 
-def last_ten_epochs(watches: list[LastEpochs], truth: np.ndarray) -> dict[str, Any]:
+def last_ten_epochs(logits: dict[str, np.ndarray], truth: np.ndarray) -> dict[str, Any]:
     """UAR over all judged recordings after the last epoch, and its spread over the last ten.
 
     For the weights as they are, and for their running averages.
     """
     figures = {}
-    for name in watches[0].logits:
-        epochs = zip(*(watch.logits[name] for watch in watches), strict=True)
-        values = [uar(truth, np.concatenate(parts).argmax(1)) for parts in epochs]
-        figures[name or "as they are"] = {
+    for name in (name for name in logits if name.startswith("epochs ")):
+        values = [uar(truth, epoch.argmax(1)) for epoch in logits[name]]
+        figures[name.removeprefix("epochs ") or "as they are"] = {
             "last": round(values[-1], 2),
             "spread": round(max(values) - min(values), 2),
         }
@@ -420,15 +493,18 @@ def write_table() -> None:
 def main() -> None:
     """Run the variants that were named and have no result yet, then bring the table up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
+    parser.add_argument(
+        "variants", nargs="*", metavar="VARIANT", help=", ".join({**VARIANTS, **APART})
+    )
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "timnet-research"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if unknown := set(options.variants) - set(VARIANTS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    known = {**VARIANTS, **APART}
+    if unknown := set(options.variants) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     torch.set_num_threads(1)
     write_table()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -436,7 +512,8 @@ def main() -> None:
         path = RESULTS / (f"{name}.json" if not options.seed else f"{name}-{options.seed}.json")
         if path.exists():
             continue
-        record = judge(name, VARIANTS[name], options.data_dir, options.cache, options.seed)
+        recipes = APART.get(name) or [VARIANTS[name]]
+        record = judge(name, recipes, options.data_dir, options.cache, options.seed)
         path.write_text(json.dumps(record, indent=1) + "\n")
         write_table()
         print({key: record[key] for key in list(record)[:-1]}, flush=True)
