@@ -34,6 +34,15 @@ def test_the_temperature_that_the_labels_were_drawn_with_is_found(true_temperatu
     assert expected_calibration_error(softmax(logits, fitted), labels) < 0.03
 
 
+def test_a_temperature_at_the_end_of_its_range_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    logits = np.eye(4) * 3
+    assert fit_temperature(logits, np.arange(4)) == 0.05  # never wrong: no confidence is too high
+    assert "lies at the end of its range" in caplog.text
+    caplog.clear()
+    fit_temperature(np.vstack([logits, logits]), np.array([0, 1, 2, 3, 0, 1, 3, 2]))
+    assert not caplog.text
+
+
 def store(seed: int = 0) -> FeatureStore:
     generator = np.random.default_rng(seed)
     labels = np.arange(24) % 2

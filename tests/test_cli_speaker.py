@@ -71,6 +71,17 @@ def test_an_exported_file_cannot_be_adapted(timnet: Timnet, tmp_path: Path) -> N
     assert ended.status == 2 and "cannot be adapted to a voice" in ended.err
 
 
+def test_a_model_can_be_exported_for_one_voice(timnet: Timnet) -> None:
+    pytest.importorskip("onnxruntime")
+    assert timnet("enroll", "voice", "--name", "anna").status == 0
+    ended = timnet("export", "--output", "anna.onnx", "--speaker", "anna.json")
+    assert ended.status == 0, ended.err
+    adapted = scores(timnet, "--speaker", "anna.json")
+    assert scores(timnet, "--model", "anna.onnx") == pytest.approx(adapted, abs=1e-4)
+    ended = timnet("export", "--output", "b.onnx", "--speaker", "gone.json")
+    assert ended.status == 2 and "gone.json" in ended.err
+
+
 def test_the_command_it_suggests_names_the_model(timnet: Timnet) -> None:
     ended = timnet("enroll", "voice", "--name", "anna", "--model", "timnet-multi")
     assert "timnet predict --model timnet-multi --speaker anna.json" in ended.out.replace("\n", " ")

@@ -108,6 +108,7 @@ def test_another_head_does_not_take_over_the_temperature(tmp_path: Path):
         config = load(tmp_path, **others)
         assert (config.temperature, config.apply_temperature) == (1.0, False)
         assert config.num_labels == len(others["id2label"])
+        assert config.label2id == {name: at for at, name in others["id2label"].items()}
         assert config.kernel_size == UNUSUAL["kernel_size"]
     assert load(tmp_path, id2label={0: "a", 1: "b"}, temperature=2.0).temperature == 2.0
 

@@ -302,6 +302,13 @@ def test_iemocap_misses_what_its_annotations_name(tmp_path) -> None:
     assert report.class_counts == {"angry": 8, "happy": 0, "neutral": 0, "sad": 0}
 
 
+def test_iemocap_without_its_annotations_says_what_is_missing(tmp_path) -> None:
+    files = iemocap_layout({"ang": 9})
+    tree = write({path: data for path, data in files.items() if "Evaluation" not in path}, tmp_path)
+    with pytest.raises(CorpusError, match="9 recordings of IEMOCAP, but no text file .*Evaluation"):
+        load_corpus("iemocap", tree)
+
+
 def test_recordings_that_were_never_published_are_named(emodb_copy) -> None:
     write({"wav/03a01Fz.wav": wav(9_000), "wav/notes.mp3": b"?"}, emodb_copy)
     report = check_corpus("emodb", emodb_copy)

@@ -327,7 +327,7 @@ class TestJobs:
 
     @pytest.mark.parametrize(
         ("cores", "jobs", "processes", "threads"),
-        [(8, 2, 2, 4), (2, 2, 2, 1), (2, 9, 3, 1), (None, 2, 2, 1)],
+        [(8, 2, 2, 4), (2, 2, 2, 1), (2, 9, 2, 1), (16, 9, 3, 5), (None, 2, 2, 1)],
     )
     def test_share_the_cores(
         self,
@@ -362,6 +362,7 @@ class TestJobs:
                 future.set_exception(BrokenProcessPool("terminated abruptly"))
                 return future
 
+        monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
         monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
 
         with pytest.raises(CrossValidationError, match="fewer --jobs; finished folds are kept"):

@@ -8,6 +8,7 @@ makes their labels most likely. Nothing of a test fold has a part in it.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from .recipes import Recipe
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
     from .feature_store import FeatureStore
+
+logger = logging.getLogger(__name__)
 
 #: Into how many parts the training speakers are divided; each inner fold leaves one part out.
 INNER_FOLDS = 4
@@ -40,7 +43,14 @@ def fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
         -np.log(np.maximum(softmax(logits, candidate)[rows, references], 1e-12)).mean()
         for candidate in _CANDIDATES
     ]
-    return round(float(_CANDIDATES[int(np.argmin(losses))]), 4)
+    best = int(np.argmin(losses))
+    if best in (0, len(_CANDIDATES) - 1):
+        logger.warning(
+            "The temperature, %g, lies at the end of its range: the held-out recordings say little "
+            "about how sure the model may be. Hold out more of them.",
+            _CANDIDATES[best],
+        )
+    return round(float(_CANDIDATES[best]), 4)
 
 
 def inner_temperature(

@@ -22,11 +22,15 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="The network's weights as 8-bit integers.")
     ] = False,
+    speaker: Annotated[
+        Path | None,
+        typer.Option("--speaker", help="For one voice: its profile, from `timnet enroll`."),
+    ] = None,
 ) -> None:
     """Write a model as ONNX: sound in, probabilities out, no PyTorch needed."""
     from .export import export_onnx
 
-    for file in export_onnx(model, output, features_in=features_in, int8=int8):
+    for file in export_onnx(model, output, features_in=features_in, int8=int8, speaker=speaker):
         say(
             f"{file.path}: {file.size / 1000:.0f} kB, probabilities within {file.deviation:.1g} "
             "of PyTorch's"

@@ -74,7 +74,7 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
     files = _files_below(root)
     emotions = _annotated(corpus, files)
     copies: dict[str, list[Utterance]] = defaultdict(list)
-    others = []
+    others, unlabelled = [], 0
     for path in files:
         utterance = corpus.parse(path.replace(os.sep, "/"))
         if utterance is None:
@@ -83,11 +83,12 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
         utterance = replace(utterance, path=path)
         if corpus.annotations:
             if utterance.name not in emotions:
-                continue  # an emotion that the corpus' task leaves out
+                unlabelled += 1  # an emotion that the corpus' task leaves out
+                continue
             utterance = replace(utterance, label=emotions[utterance.name])
         copies[utterance.name.casefold()].append(utterance)
     if not copies:
-        raise CorpusError(_nothing_found(corpus, data_dir))
+        raise CorpusError(_nothing_found(corpus, data_dir, unlabelled))
     for same in copies.values():
         same.sort(key=_preference)
     chosen = sorted((same[0] for same in copies.values()), key=_paper_order)
@@ -199,10 +200,15 @@ def _published(corpus: Corpus, found: Sequence[Utterance]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _nothing_found(corpus: Corpus, data_dir: str | os.PathLike[str]) -> str:
+def _nothing_found(corpus: Corpus, data_dir: str | os.PathLike[str], recordings: int) -> str:
     remedy = corpus.obtain
     if corpus.download:
         remedy = f"`timnet corpora download {corpus.name} --data-dir DIR` fetches it"
+    if recordings:
+        return (
+            f"{data_dir}: {recordings} recordings of {corpus.title}, but no text file that gives "
+            f"one of them an emotion; files are expected as {corpus.layout}. Copy these too."
+        )
     return (
         f"{data_dir}: no recordings of {corpus.title} below this folder, where files are expected "
         f"as {corpus.layout}. {remedy}"

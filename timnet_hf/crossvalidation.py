@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -33,6 +34,8 @@ from .output_folder import sole_use, told_when_full
 from .protocols import Fold
 from .recipes import Recipe
 from .workers import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
@@ -141,7 +144,7 @@ def cross_validate(
         extractor: The extractor they were made with.
         make_folds: Seed → folds.
         results: The results folder.
-        jobs: Folds trained side by side, each with its share of the cores.
+        jobs: Folds trained side by side, each with its share of the cores; no more than there are.
         progress: Called with (done, total, name) when a fold is done, and once at the start.
 
     Returns:
@@ -260,7 +263,10 @@ def _run(
     jobs: int,
 ) -> Iterator[str]:
     """Run the tasks here or in worker processes; yield each one's name when it is written."""
-    jobs = max(1, min(jobs, len(tasks)))
+    cores = os.cpu_count() or jobs
+    if jobs > cores:
+        logger.warning("%s jobs would share %s core(s): as many are run at a time", jobs, cores)
+    jobs = max(1, min(jobs, cores, len(tasks)))
     if jobs == 1:
         for seed, fold in tasks:
             write_json(
@@ -268,7 +274,7 @@ def _run(
             )
             yield f"seed {seed}, {fold.name}"
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = cores // jobs
     with ProcessPoolExecutor(
         jobs, get_context("spawn"), _start_worker, (plan, store, extractor, threads)
     ) as pool:

@@ -58,6 +58,7 @@ def export_onnx(
     features_in: str | Path | None = None,
     int8: bool = False,
     revision: str | None = None,
+    speaker: str | Path | None = None,
 ) -> list[Exported]:
     """Write a model as ONNX, and check the files against PyTorch before they take their names.
 
@@ -67,6 +68,7 @@ def export_onnx(
         features_in: Also write one that takes the feature extractor's output, with this name.
         int8: Store and multiply the network's weights as 8-bit integers. The features stay exact.
         revision: Branch, tag or commit on the Hub.
+        speaker: The profile of an enrolled voice; the file then takes every recording to be of it.
 
     Returns:
         A record of each file.
@@ -74,6 +76,7 @@ def export_onnx(
     Raises:
         ExportError: A name does not end in ``.onnx``, or a file deviates too much from PyTorch.
         ModelError: There is no such model, or it is broken.
+        SpeakerError: The profile is none, or does not fit the model.
         ImportError: onnx or onnxruntime is not installed.
     """
     from .onnx_network import features_model, waveform_model
@@ -92,6 +95,8 @@ def export_onnx(
     if len({path.absolute() for path in paths}) < len(paths):
         raise ExportError(f"{paths[0]}: both files have this name. Give them different ones.")
     network, extractor = load_model(model, revision)
+    if speaker is not None:
+        network, extractor = network.adapted_to(speaker), extractor.adapted_to(speaker)
     metadata = _metadata(network, extractor, _weights_checksum(model, revision))
     metadata["weights"] = "int8" if int8 else "float32"
     graphs = [

@@ -133,8 +133,8 @@ def load_scorer(
 
         if speaker is not None:
             raise ModelError(
-                f"{name}: an exported file standardises by its training speakers and cannot be "
-                "adapted to a voice. Give the model's folder."
+                f"{name}: an exported file cannot be adapted to a voice afterwards. Give the "
+                "model's folder, or export it with --speaker."
             )
         return OnnxModel(name)
     model, extractor = load_model(name, revision)

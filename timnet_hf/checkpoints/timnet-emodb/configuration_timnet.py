@@ -177,7 +177,7 @@ class TimNetConfig(PreTrainedConfig):
         """Make a configuration of its saved values, some of them replaced by ``kwargs``.
 
         A temperature is that of one trained classifier. Where other labels are asked for, as for
-        fine-tuning, it is not taken over.
+        fine-tuning, it is not taken over; ``label2id`` follows ``id2label`` if only that is given.
         """
         saved = config_dict.get("id2label")
         if isinstance(saved, Mapping):
@@ -185,6 +185,7 @@ class TimNetConfig(PreTrainedConfig):
             if len(saved) != kwargs.get("num_labels", len(saved)) or _named(names) != _named(saved):
                 left_out = ("temperature", "apply_temperature")
                 config_dict = {k: v for k, v in config_dict.items() if k not in left_out}
+                kwargs.setdefault("label2id", {name: at for at, name in _named(names).items()})
         return super().from_dict(config_dict, **kwargs)
 
     @property
