@@ -30,7 +30,9 @@ from transformers.utils import logging  # noqa: E402
 from timnet_hf.provenance import versions  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINING_TIME = "training until 70 % UAR on new voices"
+#: Where the published network ends up on new voices is a little higher.
+WANTED = 60.0
+TRAINING_TIME = f"training until {WANTED:.0f} % UAR on new voices"
 ALL = {**ROWS, **PROCESS_ROWS}
 ORDER = [*ROWS, TRAINING_TIME, *PROCESS_ROWS]
 
@@ -60,7 +62,7 @@ def main() -> int:
         if arguments.slow:
             from benchmark_training import training_time_row
 
-            row = training_time_row(name, arguments.data_dir, 70.0, arguments.seeds)
+            row = training_time_row(name, arguments.data_dir, WANTED, arguments.seeds)
         else:
             row = ALL[name](name, arguments.rounds)
         print("{ratio_median} × ({ours} {unit} against {other}, limit {limit})".format(**row))

@@ -37,11 +37,11 @@ class StopAt(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Judge the network as it stands."""
-        now = time.perf_counter()
+        now = time.process_time()
         model = kwargs["model"]
         extractor = kwargs["train_dataloader"].dataset.extractor
         logits, _ = score(model, extractor, self.store, self.rows)
@@ -51,7 +51,7 @@ class StopAt(TrainerCallback):
         if reached >= self.wanted:
             self.seconds = now - self.start - self.judging
             control.should_training_stop = True
-        self.judging += time.perf_counter() - now
+        self.judging += time.process_time() - now
 
 
 def seconds_to_reach(
