@@ -49,6 +49,17 @@ def one_by_one(model: TimNetForAudioClassification, batch: list[torch.Tensor]) -
     return torch.cat([model(clip[None]).logits for clip in batch])
 
 
+@pytest.mark.parametrize("lengths", [(300,), (120, 150), (300, 280, 310, 290)])
+@pytest.mark.parametrize("shape", ["default recipe", "paper", "no-multi-scale"])
+def test_scales_pooled_at_once_or_one_by_one_give_the_same(
+    shape: str, lengths: tuple[int, ...]
+) -> None:
+    model = trained(**SHAPES[shape])
+    batch = clips(*lengths)
+    expected = one_by_one(model, batch)
+    torch.testing.assert_close(FoldedTimNet(model)(batch), expected, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_answers_as_the_network_does_to_each_clip_alone(config: dict[str, Any]) -> None:
     model = trained(**config)

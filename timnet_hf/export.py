@@ -67,6 +67,8 @@ def export_onnx(
         output: The file that hears waveforms, see `onnx_network.waveform_model`.
         features_in: Also write one that takes the feature extractor's output, with this name.
         int8: Store and multiply the network's weights as 8-bit integers. The features stay exact.
+            What is multiplied is rounded on a scale that the whole batch shares, so a clip's
+            probabilities depend a little on those beside it.
         revision: Branch, tag or commit on the Hub.
         speaker: The profile of an enrolled voice; the file then takes every recording to be of it.
 

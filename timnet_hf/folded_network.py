@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .modeling_timnet import TimNetForAudioClassification
 
 
+#: Numbers in all scales of a batch that are pooled at once: those of about two clips.
+_SMALL = 400_000
+
 #: One matrix (streams, channels in, channels out) a tap, the newest frame's last, and the bias.
 Taps: TypeAlias = tuple[list[torch.Tensor], torch.Tensor]
 
@@ -90,18 +93,27 @@ class FoldedTimNet:
         counts = lengths[:, None].float()
         pairs = (counts - 1).clamp_(min=1)
 
-        def pool() -> torch.Tensor:
-            return self._pool(hidden.unflatten(1, (longest, count)), counts, pairs, mask)
+        def pool(scales: torch.Tensor) -> torch.Tensor:
+            return self._pool(scales.unflatten(2, (longest, count)), counts, pairs, mask)
 
-        scales = [pool()] if self.pool_input else []
+        # One clip or two: pooled all at once, for the time goes into calls. More would not stay
+        # in the processor's cache until then.
+        at_once = hidden.numel() * (len(self.blocks) + 1) <= _SMALL
+        kept = [hidden] if self.pool_input else []
+        pooled: list[torch.Tensor] = []
         for index, layers in enumerate(self.blocks):
             gate = hidden
             for dilation, taps in layers:
                 gate = _convolve(gate, dilation * count, taps).relu_()
             hidden = gate.sigmoid_().mul_(hidden)
             if self.multi_scale or index == len(self.blocks) - 1:
-                scales.append(pool())
-        return torch.addmm(self.offset, torch.cat(scales, dim=1), self.readout)
+                kept.append(hidden)
+            if not at_once:
+                pooled += [pool(one[None]) for one in kept]
+                kept = []
+        if kept:
+            pooled.append(pool(torch.stack(kept)))
+        return torch.addmm(self.offset, torch.cat(pooled, dim=1), self.readout)
 
     def _pool(
         self,
@@ -110,22 +122,24 @@ class FoldedTimNet:
         pairs: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Pool (streams, frames, clips, channels) to (clips, pooled_size), see TimNetPooling.
+        """Pool (scales, streams, frames, clips, channels) to (clips, scales · pooled_size).
 
-        ``counts`` and ``pairs`` (clips, 1): each clip's frames, and neighbours among them.
+        See TimNetPooling. ``counts`` and ``pairs`` (clips, 1): each clip's frames, and neighbours
+        among them.
         """
-        mean = hidden.sum(1).div_(counts)
+        mean = hidden.sum(2).div_(counts)
         if not self.statistics:
-            return mean.unflatten(0, (self.directions, -1)).sum(0).transpose(0, 1).flatten(1)
-        centred = hidden - mean[:, None]
-        change = hidden[:, 1:] - hidden[:, :-1]
+            mean = mean.unflatten(1, (self.directions, -1)).sum(1)  # (scales, members, clips, …)
+            return mean.permute(2, 0, 1, 3).flatten(1)
+        centred = hidden - mean[:, :, None]
+        change = hidden[:, :, 1:] - hidden[:, :, :-1]
         if mask is not None:
             centred.mul_(mask)
             change.mul_(mask[1:])
-        deviation = centred.square_().sum(1).div_(counts).add_(1e-6).sqrt_()
-        change = change.abs_().sum(1).div_(pairs)
-        pooled = torch.stack((mean, deviation, change))  # (3, streams, clips, channels)
-        return pooled.permute(2, 0, 1, 3).flatten(1)
+        deviation = centred.square_().sum(2).div_(counts).add_(1e-6).sqrt_()
+        change = change.abs_().sum(2).div_(pairs)
+        pooled = torch.stack((mean, deviation, change), 1)  # (scales, 3, streams, clips, channels)
+        return pooled.permute(3, 0, 1, 2, 4).flatten(1)
 
 
 def _taps(conv: nn.Conv1d, streams: int, norm: nn.BatchNorm1d | None = None) -> Taps:
