@@ -104,6 +104,9 @@ LIGHT: dict[str, Any] = {
     "speaker_share": 0.0,
 }
 
+#: Nothing is done to hide whose voice it is.
+SAME_VOICE: dict[str, Any] = {"offset_std": 0.0, "speaker_share": 0.0}
+
 VARIANTS: dict[str, Recipe] = {
     "start": variant(),
     "width-48": variant({"hidden_size": 48}),
@@ -204,7 +207,12 @@ VARIANTS: dict[str, Recipe] = {
     "members-2-of-24-epochs-100": members(2, 24, 100),
     "members-2-of-24-epochs-100-light": members(2, 24, 100, **LIGHT),
     "members-2-of-24-epochs-100-no-offset": members(2, 24, 100, offset_std=0.0, speaker_share=0.0),
-    "members-4-of-24-epochs-200": members(4, 24, 200),
+    "members-4-of-24-epochs-100-no-offset": members(4, 24, 100, **SAME_VOICE),
+    "members-2-of-24-epochs-100-no-offset-no-mixup": members(2, 24, 100, **SAME_VOICE, mixup=0.0),
+    "members-2-of-24-epochs-60-no-offset-no-mixup": members(2, 24, 60, **SAME_VOICE, mixup=0.0),
+    "members-2-of-24-epochs-40-no-offset-no-mixup": members(2, 24, 40, **SAME_VOICE, mixup=0.0),
+    "members-4-of-24-epochs-60-no-offset-no-mixup": members(4, 24, 60, **SAME_VOICE, mixup=0.0),
+    "members-4-of-24-epochs-40-no-offset-no-mixup": members(4, 24, 40, **SAME_VOICE, mixup=0.0),
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
     "rate-2e-3": variant(arguments={"learning_rate": 2e-3}),
@@ -218,7 +226,7 @@ APART: dict[str, list[Recipe]] = {
     "apart-2-and-2-of-24-light": [members(2, 24, 100), members(2, 24, 100, **LIGHT)],
     "apart-2-and-2-of-24-no-offset": [
         members(2, 24, 100),
-        members(2, 24, 100, offset_std=0.0, speaker_share=0.0),
+        members(2, 24, 100, **SAME_VOICE),
     ],
 }
 
@@ -373,6 +381,7 @@ def judge(
         "loss": best_loss(mean["new"], truth),
         "loss_known": best_loss(mean["known"], known),
         "uar_known": round(uar(known, mean["known"].argmax(1)), 2),
+        "loss_enrolled": best_loss(mean["enrolled all"], truth),
         "uar_enrolled": {
             count: round(uar(truth, mean[f"enrolled {count}"].argmax(1)), 2) for count in ENROLLED
         },
