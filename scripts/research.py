@@ -37,7 +37,7 @@ from timnet_hf.calibration import fit_temperature
 from timnet_hf.corpora import load_corpus
 from timnet_hf.evaluation import score, softmax, uar, war
 from timnet_hf.feature_store import FeatureStore, compute_features
-from timnet_hf.recipes import RECIPES, Recipe
+from timnet_hf.recipes import RECIPES, Augmentation, Recipe
 from timnet_hf.reporting import expected_calibration_error
 from timnet_hf.training import Trained, build_arguments, build_extractor, train
 
@@ -63,7 +63,12 @@ START = dataclasses.replace(
         "num_train_epochs": 100,
         "learning_rate": 4e-3,
     },
-    augmentation=dataclasses.replace(RECIPES["default"].augmentation, speaker_share=0.0),
+    augmentation=Augmentation(
+        speeds=(0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25),
+        offset_std=0.3,
+        max_seconds=2.5,
+        mixup=0.5,
+    ),
 )
 
 

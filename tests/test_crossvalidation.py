@@ -28,7 +28,6 @@ from timnet_hf.crossvalidation import (
 from timnet_hf.evaluation import uar, war
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.protocols import Fold
-from timnet_hf.recipes import Augmentation
 from timnet_hf.training import Trained
 
 from .tiny_training import LABELS, poisoned, same_weights, tiny_recipe, tiny_store
@@ -422,8 +421,7 @@ class TestVoices:
     def test_of_new_speakers_are_scored_with_one_three_ten_and_all_recordings_enrolled(
         self, tmp_path: Path
     ) -> None:
-        recipe = replace(PLAN.recipe, augmentation=Augmentation(speaker_share=0.5))
-        plan = replace(PLAN, recipe=recipe)
+        plan = PLAN
         store = tiny_store()
         store.speakers = [f"{row % 3}" for row in range(12)]  # three_folds by speaker
         folder = run(tmp_path, plan, store)
@@ -433,6 +431,9 @@ class TestVoices:
             assert shapes == {np.shape(record["logits"])}
             assert record["enrolled"]["all"] != record["logits"]
             assert record["enrolled"]["10"] == record["enrolled"]["all"]  # there are four
+        plain = replace(plan, recipe=replace(plan.recipe, standardize=False))
+        for record in read_folds(run(tmp_path / "plain", plain, store), plain, three_folds):
+            assert "enrolled" not in record  # as the paper's recipe: there is nothing to adapt
 
     @pytest.mark.parametrize(
         ("speakers", "selection"),
@@ -445,8 +446,7 @@ class TestVoices:
     def test_that_are_not_new_or_not_known_are_not(
         self, speakers: list[str | None], selection: str, tmp_path: Path
     ) -> None:
-        recipe = replace(PLAN.recipe, augmentation=Augmentation(speaker_share=0.5))
-        plan = replace(PLAN, recipe=recipe, selection=selection)
+        plan = replace(PLAN, selection=selection)
         store = tiny_store()
         store.speakers = speakers
         records = read_folds(run(tmp_path, plan, store), plan, three_folds)

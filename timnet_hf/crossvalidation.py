@@ -392,8 +392,9 @@ def _enrolled(
 ) -> dict[str, dict[str, list[list[float]]]]:
     """The test side's logits once more, each voice known from 1, 3, 10 or all its recordings.
 
-    Only for recipes that prepare for it, and only where the test speakers are known by name and new
-    to the model. The recordings are drawn at random and their labels are not looked at.
+    Only for recipes whose features are standardised, for that is what adaptation puts right, and
+    only where the test speakers are known by name and new to the model. The recordings are drawn at
+    random and their labels are not looked at.
     """
     from .evaluation import score
 
@@ -401,7 +402,7 @@ def _enrolled(
     speakers = np.array([str(name) for name in store.speakers])
     new = set(speakers[fold.test]).isdisjoint(speakers[fold.train])
     last = plan.selection != "best-on-test"  # else the model at hand is not the one that is judged
-    if not (named and new and last and plan.recipe.augmentation.speaker_share):
+    if not (named and new and last and plan.recipe.standardize):
         return {}
     logits = {
         count: np.zeros((len(fold.test), len(store.label_names))) for count in ENROLMENT_COUNTS
