@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from research_variants import CHOICES
 from sklearn.model_selection import train_test_split
 from transformers import TrainerCallback
 
@@ -37,7 +37,7 @@ from timnet_hf.calibration import fit_temperature
 from timnet_hf.corpora import load_corpus
 from timnet_hf.evaluation import score, softmax, uar, war
 from timnet_hf.feature_store import FeatureStore, compute_features
-from timnet_hf.recipes import RECIPES, Augmentation, Recipe
+from timnet_hf.recipes import Recipe
 from timnet_hf.reporting import expected_calibration_error
 from timnet_hf.training import Trained, build_arguments, build_extractor, train
 
@@ -46,194 +46,6 @@ JUDGED = (["01", "02", "03"], ["07", "08", "09"])
 #: Recordings that a voice is enrolled with.
 ENROLLED = ("1", "3", "10", "all")
 RESULTS = Path(__file__).absolute().parents[1] / "results" / "research"
-
-
-#: What the variants are variants of: the default recipe as it was before.
-START = dataclasses.replace(
-    RECIPES["default"],
-    config={
-        **RECIPES["default"].config,
-        "hidden_size": 32,
-        "num_members": 1,
-        "hidden_dropout_prob": 0.1,
-        "classifier_dropout": 0.4,
-    },
-    arguments={
-        **RECIPES["default"].arguments,
-        "num_train_epochs": 100,
-        "learning_rate": 4e-3,
-    },
-    augmentation=Augmentation(
-        speeds=(0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25),
-        offset_std=0.3,
-        max_seconds=2.5,
-        mixup=0.5,
-    ),
-)
-
-
-def variant(
-    config: dict[str, Any] | None = None,
-    arguments: dict[str, Any] | None = None,
-    augmentation: dict[str, Any] | None = None,
-    **rest: Any,
-) -> Recipe:
-    """The recipe at the start with some values changed."""
-    return dataclasses.replace(
-        START,
-        config={**START.config, **(config or {})},
-        arguments={**START.arguments, **(arguments or {})},
-        augmentation=dataclasses.replace(START.augmentation, **(augmentation or {})),
-        **rest,
-    )
-
-
-def members(count: int, width: int, epochs: int = 60, **augmentation: Any) -> Recipe:
-    """The recipe as first frozen, with several smaller networks in the place of one."""
-    return variant(
-        {
-            "hidden_size": width,
-            "num_members": count,
-            "hidden_dropout_prob": 0.0,
-            "classifier_dropout": 0.2,
-        },
-        {"num_train_epochs": epochs, "learning_rate": 8e-3},
-        {"speaker_share": 0.5, **augmentation},
-    )
-
-
-#: Changes so small that a voice stays the same voice.
-LIGHT: dict[str, Any] = {
-    "speeds": (0.9, 0.95, 1.0, 1.06, 1.12),
-    "offset_std": 0.1,
-    "speaker_share": 0.0,
-}
-
-#: Nothing is done to hide whose voice it is.
-SAME_VOICE: dict[str, Any] = {"offset_std": 0.0, "speaker_share": 0.0}
-
-VARIANTS: dict[str, Recipe] = {
-    "start": variant(),
-    "width-48": variant({"hidden_size": 48}),
-    "coefficients-64": variant({"input_size": 64}, features={"feature_size": 64}),
-    "hop-12.5ms": variant(features={"hop_length": 200}),
-    "window-32ms": variant(features={"win_length": 512, "n_fft": 512}),
-    "crop-4s": variant(augmentation={"max_seconds": 4.0}),
-    "epochs-200": variant(arguments={"num_train_epochs": 200}),
-    "offset-0.5": variant(augmentation={"offset_std": 0.5}),
-    "no-mixup": variant(augmentation={"mixup": 0.0}),
-    "masking": variant(augmentation={"mask_frames": 15, "mask_coefficients": 6}),
-    "batch-16": variant(arguments={"per_device_train_batch_size": 16, "learning_rate": 3e-3}),
-    "decay-0.1": variant(arguments={"weight_decay": 0.1}),
-    "tempo-0.2": variant(augmentation={"tempo": 0.2}),
-    "speaker-half": variant(augmentation={"speaker_share": 0.5}),
-    "speaker-all": variant(augmentation={"speaker_share": 1.0}),
-    "speaker-all-no-offset": variant(augmentation={"speaker_share": 1.0, "offset_std": 0.0}),
-    "dropout-0.2": variant({"hidden_dropout_prob": 0.2}),
-    "dropout-0": variant({"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}),
-    "wide-dropout-0": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}
-    ),
-    "wide-dropout-0-epochs-60": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-    ),
-    "wide-dropout-0-epochs-60-speaker-all": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {"speaker_share": 1.0},
-    ),
-    "wide-dropout-0-epochs-60-speaker-half": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {"speaker_share": 0.5},
-    ),
-    "wide-dropout-0-epochs-60-speaker-half-rate-2e-3": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60, "learning_rate": 2e-3},
-        {"speaker_share": 0.5},
-    ),
-    "wide-dropout-0-epochs-60-speaker-half-speeds-fewer": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {"speaker_share": 0.5, "speeds": (0.9, 0.95, 1.0, 1.06, 1.12)},
-    ),
-    "wide-dropout-0-epochs-60-speaker-half-rate-8e-3": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60, "learning_rate": 8e-3},
-        {"speaker_share": 0.5},
-    ),
-    "wide-dropout-0-epochs-60-speaker-half-speeds-wider": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {
-            "speaker_share": 0.5,
-            "speeds": (0.72, 0.78, 0.85, 0.92, 1.0, 1.08, 1.17, 1.27, 1.38),
-        },
-    ),
-    "wide-dropout-0.05-epochs-60-speaker-half": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.05, "classifier_dropout": 0.4},
-        {"num_train_epochs": 60},
-        {"speaker_share": 0.5},
-    ),
-    "wide-dropout-0-epochs-60-speaker-half-no-mixup": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {"speaker_share": 0.5, "mixup": 0.0},
-    ),
-    "wide-dropout-0-epochs-60-light": variant(
-        {"hidden_size": 48, "hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        {"num_train_epochs": 60},
-        {"speeds": (0.9, 0.95, 1.0, 1.06, 1.12), "offset_std": 0.1},
-    ),
-    "dropout-0-no-mixup": variant(
-        {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"mixup": 0.0}
-    ),
-    "dropout-0-offset-0.5": variant(
-        {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"offset_std": 0.5}
-    ),
-    "dropout-0-masking": variant(
-        {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2},
-        augmentation={"mask_frames": 15, "mask_coefficients": 6},
-    ),
-    "dropout-0-speaker-half": variant(
-        {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"speaker_share": 0.5}
-    ),
-    "dropout-0-crop-4s": variant(
-        {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.2}, augmentation={"max_seconds": 4.0}
-    ),
-    "frozen": members(1, 48),  # for the first time; since then members-4-of-24-epochs-100 is
-    "one-of-32": members(1, 32),
-    "members-2-of-32": members(2, 32),
-    "members-3-of-28": members(3, 28),
-    "members-4-of-24": members(4, 24),
-    "members-2-of-32-epochs-100": members(2, 32, 100),
-    "members-4-of-24-epochs-100": members(4, 24, 100),
-    "members-2-of-24-epochs-100": members(2, 24, 100),
-    "members-2-of-24-epochs-100-light": members(2, 24, 100, **LIGHT),
-    "members-2-of-24-epochs-100-no-offset": members(2, 24, 100, offset_std=0.0, speaker_share=0.0),
-    "members-4-of-24-epochs-100-no-offset": members(4, 24, 100, **SAME_VOICE),
-    "members-2-of-24-epochs-100-no-offset-no-mixup": members(2, 24, 100, **SAME_VOICE, mixup=0.0),
-    "members-2-of-24-epochs-60-no-offset-no-mixup": members(2, 24, 60, **SAME_VOICE, mixup=0.0),
-    "members-2-of-24-epochs-40-no-offset-no-mixup": members(2, 24, 40, **SAME_VOICE, mixup=0.0),
-    "members-4-of-24-epochs-60-no-offset-no-mixup": members(4, 24, 60, **SAME_VOICE, mixup=0.0),
-    "members-4-of-24-epochs-40-no-offset-no-mixup": members(4, 24, 40, **SAME_VOICE, mixup=0.0),
-    "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
-    "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
-    "rate-2e-3": variant(arguments={"learning_rate": 2e-3}),
-    "rate-8e-3": variant(arguments={"learning_rate": 8e-3}),
-    "bf16": variant(arguments={"bf16": True}),
-}
-
-#: Networks that are trained apart, on batches and with changes of their own, and asked together.
-APART: dict[str, list[Recipe]] = {
-    "apart-2-and-2-of-24": [members(2, 24, 100), members(2, 24, 100)],
-    "apart-2-and-2-of-24-light": [members(2, 24, 100), members(2, 24, 100, **LIGHT)],
-    "apart-2-and-2-of-24-no-offset": [
-        members(2, 24, 100),
-        members(2, 24, 100, **SAME_VOICE),
-    ],
-}
 
 
 class LastEpochs(TrainerCallback):
@@ -507,18 +319,15 @@ def write_table() -> None:
 def main() -> None:
     """Run the variants that were named and have no result yet, then bring the table up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "variants", nargs="*", metavar="VARIANT", help=", ".join({**VARIANTS, **APART})
-    )
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(CHOICES))
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "timnet-research"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    known = {**VARIANTS, **APART}
-    if unknown := set(options.variants) - set(known):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if unknown := set(options.variants) - set(CHOICES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
     torch.set_num_threads(1)
     write_table()
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -526,11 +335,10 @@ def main() -> None:
         path = RESULTS / (f"{name}.json" if not options.seed else f"{name}-{options.seed}.json")
         if path.exists():
             continue
-        recipes = APART.get(name) or [VARIANTS[name]]
-        record = judge(name, recipes, options.data_dir, options.cache, options.seed)
+        record = judge(name, CHOICES[name], options.data_dir, options.cache, options.seed)
         path.write_text(json.dumps(record, indent=1) + "\n")
         write_table()
-        print({key: record[key] for key in list(record)[:-1]}, flush=True)
+        print({key: record[key] for key in record if not key.startswith("recipe")}, flush=True)
 
 
 if __name__ == "__main__":

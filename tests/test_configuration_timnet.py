@@ -104,11 +104,13 @@ def test_another_head_does_not_take_over_the_temperature(tmp_path: Path):
     for others in (
         {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}},
         {"id2label": {0: "happy", 1: "sad"}},
+        {"num_labels": 3},
     ):
         config = load(tmp_path, **others)
         assert (config.temperature, config.apply_temperature) == (1.0, False)
-        assert config.num_labels == len(others["id2label"])
-        assert config.label2id == {name: at for at, name in others["id2label"].items()}
+        names = others.get("id2label", {at: f"LABEL_{at}" for at in range(3)})
+        assert config.id2label == names
+        assert config.label2id == {name: at for at, name in names.items()}
         assert config.kernel_size == UNUSUAL["kernel_size"]
     assert load(tmp_path, id2label={0: "a", 1: "b"}, temperature=2.0).temperature == 2.0
 

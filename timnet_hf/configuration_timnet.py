@@ -181,10 +181,11 @@ class TimNetConfig(PreTrainedConfig):
         """
         saved = config_dict.get("id2label")
         if isinstance(saved, Mapping):
-            names = kwargs.get("id2label", saved)
-            if len(saved) != kwargs.get("num_labels", len(saved)) or _named(names) != _named(saved):
+            names, count = kwargs.get("id2label"), kwargs.get("num_labels", len(saved))
+            if count != len(saved) or (names is not None and _named(names) != _named(saved)):
                 left_out = ("temperature", "apply_temperature")
                 config_dict = {k: v for k, v in config_dict.items() if k not in left_out}
+            if names is not None:
                 kwargs.setdefault("label2id", {name: at for at, name in _named(names).items()})
         return super().from_dict(config_dict, **kwargs)
 

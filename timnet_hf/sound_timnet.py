@@ -15,11 +15,20 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 #: Far beyond full scale, even of unscaled 16-bit samples; the power spectrum stays finite.
 MAX_AMPLITUDE = 1e5
+
+
+def as_array(waveform: Any) -> np.ndarray:
+    """An array of an array, a list or a tensor; numpy knows neither gradients nor bfloat16."""
+    if hasattr(waveform, "detach"):
+        waveform = waveform.detach().cpu()
+        waveform = waveform.float() if waveform.is_floating_point() else waveform
+    return np.asarray(waveform)
 
 
 def check_samples(waveform: np.ndarray) -> None:
@@ -276,6 +285,7 @@ __all__ = [
     "EnergyDetector",
     "SileroDetector",
     "StreamResampler",
+    "as_array",
     "check_samples",
     "decode_blocks",
 ]

@@ -25,7 +25,7 @@ class LiveSession:
         asked: What the visitor had chosen when it began; with another choice another one begins.
     """
 
-    def __init__(self, checkpoint: Checkpoint, sampling_rate: int, asked: object = None):
+    def __init__(self, checkpoint: Checkpoint, sampling_rate: int, asked: object):
         self.asked = asked
         self._stream = checkpoint.timeline.stream(sampling_rate)
         self._colours = colours(checkpoint.labels)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torchaudio.functional import create_dct, melscale_fbanks
 
-from .sound_timnet import check_samples
+from .sound_timnet import as_array, check_samples
 
 #: Decibels in one unit of the natural logarithm of a power.
 DECIBEL = 10 / math.log(10)
@@ -43,12 +43,7 @@ def as_samples(waveform: Any) -> np.ndarray:
     Raises:
         ValueError: It is no recording, see :func:`timnet_hf.sound_timnet.check_samples`.
     """
-    if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu()
-        # numpy does not know bfloat16.
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-    elif not isinstance(waveform, np.ndarray):
-        waveform = np.array(waveform)
+    waveform = as_array(waveform)
     check_samples(waveform)
     return waveform.astype(np.float32, copy=False)
 

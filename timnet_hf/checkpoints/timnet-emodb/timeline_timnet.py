@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from .sound_timnet import DETECTORS, MAX_AMPLITUDE, StreamResampler
+from .sound_timnet import DETECTORS, MAX_AMPLITUDE, StreamResampler, as_array
 
 #: Seconds of silence that end a segment of speech; shorter pauses belong to it.
 MIN_PAUSE = 0.5
@@ -216,10 +216,7 @@ class TimelineStream:
     def _checked(self, block: Any) -> np.ndarray:
         if self._finished:
             raise RuntimeError("This stream is finished. Make a new one for the next recording.")
-        if hasattr(block, "detach"):  # a tensor; numpy knows neither gradients nor bfloat16
-            block = block.detach().cpu()
-            block = block.float() if block.is_floating_point() else block
-        block = np.asarray(block)
+        block = as_array(block)
         if block.ndim != 1:
             raise ValueError(
                 f"Expected mono sound (samples,), got shape {block.shape}. "
