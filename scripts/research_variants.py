@@ -75,6 +75,9 @@ LIGHT: dict[str, Any] = {
 #: Nothing is done to hide whose voice it is.
 SAME_VOICE: dict[str, Any] = {"offset_std": 0.0, "speaker_share": 0.0}
 
+#: The recipe as it is now: a recording is changed in its speed, and cropped, and that is all.
+SPEEDS_ONLY: dict[str, Any] = {**SAME_VOICE, "mixup": 0.0}
+
 VARIANTS: dict[str, Recipe] = {
     "start": variant(),
     "width-48": variant({"hidden_size": 48}),
@@ -180,6 +183,9 @@ VARIANTS: dict[str, Recipe] = {
     "members-2-of-24-epochs-60-no-offset-no-mixup": members(2, 24, 60, **SAME_VOICE, mixup=0.0),
     "members-2-of-24-epochs-40-no-offset-no-mixup": members(2, 24, 40, **SAME_VOICE, mixup=0.0),
     "members-4-of-24-epochs-60-no-offset-no-mixup": members(4, 24, 60, **SAME_VOICE, mixup=0.0),
+    "speeds-only-crop-4s": members(4, 24, 60, **SPEEDS_ONLY, max_seconds=4.0),
+    "speeds-only-tempo": members(4, 24, 60, **SPEEDS_ONLY, tempo=0.2),
+    "speeds-only-masking": members(4, 24, 60, **SPEEDS_ONLY, mask_frames=15, mask_coefficients=6),
     "members-4-of-24-epochs-40-no-offset-no-mixup": members(4, 24, 40, **SAME_VOICE, mixup=0.0),
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
