@@ -353,6 +353,41 @@ def test_a_model_trained_otherwise_gets_no_figures(
     assert reports_for({**RECORD, **difference}, tmp_path) == []
 
 
+#: What a cross-validation with the recipe of RECORD notes before it begins.
+NOTES: dict[str, Any] = {"recipe": RECORD["recipe"], "config": {}, "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    ("notes", "quoted"),
+    [
+        (NOTES, True),
+        ({**NOTES, "recipe": {**RECORD["recipe"], "name": "another"}}, True),
+        ({**NOTES, "recipe": {**RECORD["recipe"], "arguments": {"num_train_epochs": 4}}}, False),
+        ({**NOTES, "config": {"bidirectional": False}}, False),
+        ({**NOTES, "arguments": {"num_train_epochs": 4}}, False),
+    ],
+)
+def test_a_card_quotes_reports_of_the_values_it_was_trained_with_whatever_their_name(
+    tmp_path: Path, notes: dict[str, Any], quoted: bool
+) -> None:
+    reports = [{**LOSO, "recipe": name} for name in ("default-d564eea", "default-d564eea-adapted")]
+    folder = write_results(tmp_path, *reports) / "emodb" / "loso" / "default-d564eea"
+    assert reports_for(RECORD, tmp_path) == []
+    (folder / "run.json").write_text(json.dumps({"fixed": notes}))
+    assert reports_for(RECORD, tmp_path) == reports * quoted
+    (folder / "run.json").write_text('{"fixed": {}}')
+    with pytest.raises(ResultsError, match=r"run\.json: not the notes of a run"):
+        reports_for(RECORD, tmp_path)
+
+
+def test_a_table_says_which_results_are_of_a_recipe_that_was_changed_since(tmp_path: Path) -> None:
+    earlier = {**LOSO, "recipe": "default-d564eea-adapted"}
+    table = render_results_table(write_results(tmp_path, LOSO, earlier), "emodb")
+    assert "- *default-d564eea*: that recipe as it was in commit d564eea" in table
+    assert table.count("that recipe as it was") == 1
+    assert "as it was" not in render_results_table(write_results(tmp_path / "new", LOSO), "emodb")
+
+
 def test_a_report_in_the_wrong_place_or_half_written_is_refused(tmp_path: Path) -> None:
     path = write_results(tmp_path, LOSO) / "emodb" / "loso" / "default" / "report.json"
     moved = tmp_path / "emodb" / "kfold" / "default"

@@ -7,6 +7,7 @@ report. Where there is no report, the card says that nothing has been measured.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .tables import (
     ADAPTED,
     CROSS_CORPUS,
     PROTOCOL_TITLES,
+    ResultsError,
     load_reports,
     protocol_title,
     render_reports,
@@ -78,29 +80,55 @@ def placeholder_repo_id(record: dict[str, Any]) -> str:
 def reports_for(
     record: dict[str, Any], results_dir: str | os.PathLike[str]
 ) -> list[dict[str, Any]]:
-    """The reports that a card of this record may quote: those of its corpus and plain recipe.
+    """The reports that a card of this record may quote: those of its corpus and of its recipe.
 
     A model that was trained with overrides, or on another number of recordings than was
     cross-validated, gets none: the figures would be another model's. One that was trained on
     several corpora gets the reports of leaving one of two corpora out.
     """
-    corpus, recipe = record.get("corpus"), (record.get("recipe") or {}).get("name")
+    corpus, recipe = record.get("corpus"), record.get("recipe")
     if not corpus or not recipe or record.get("overrides") or record.get("config"):
         return []
     if len(parts := [part.name for part in _corpora(record)]) == 2:
         return [
             report
             for part, other in (parts, parts[::-1])
-            for report in load_reports(results_dir, part, recipe)
+            for report in load_reports(results_dir, part)
             if report["protocol"] == f"{CROSS_CORPUS}{other}"
+            and not _is_adapted(report)
+            and _is_of(recipe, report, results_dir)
         ]
     files = (record.get("data") or {}).get("files")
-    return [
+    reports = [
         report
-        for name in (recipe, f"{recipe}{ADAPTED}")
-        for report in load_reports(results_dir, corpus, name)
-        if not report.get("leaks_test_fold") and files in (None, report.get("n_files"))
+        for report in load_reports(results_dir, corpus)
+        if not report.get("leaks_test_fold")
+        and files in (None, report.get("n_files"))
+        and _is_of(recipe, report, results_dir)
     ]
+    return sorted(reports, key=_is_adapted)
+
+
+def _is_of(
+    recipe: dict[str, Any], report: dict[str, Any], results_dir: str | os.PathLike[str]
+) -> bool:
+    """Whether a report is of this recipe, and of nothing that was changed beside it.
+
+    A recipe that was frozen anew keeps its name. So its values are compared, with those that the
+    cross-validation noted before it began; by name only where there are no notes.
+    """
+    name = str(report["recipe"]).removesuffix(ADAPTED)
+    notes = Path(results_dir, report["corpus"], report["protocol"], name, "run.json")
+    if not notes.is_file():
+        return bool(name == recipe.get("name"))
+    try:
+        fixed = json.loads(notes.read_text(encoding="utf-8"))["fixed"]
+        plain = not (fixed["config"] or fixed["arguments"])
+        return plain and {**fixed["recipe"], "name": ""} == {**recipe, "name": ""}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResultsError(
+            f"{notes}: not the notes of a run ({error!r}). Make it again."
+        ) from error
 
 
 def evaluation_name(report: dict[str, Any]) -> str:

@@ -56,6 +56,8 @@ CROSS_CORPUS = "to-"
 ADAPTED = "-adapted"
 #: The speakers whose recordings the default recipe was chosen on, see results/research.md.
 CHOSEN_ON = {"ravdess": [f"{actor:02d}" for actor in range(1, 13)]}
+#: Results of a recipe that has been changed since, kept under its name and the commit's.
+_EARLIER = re.compile(r"(\w+)-([0-9a-f]{7,40})")
 NOTHING_MEASURED = "Nothing has been measured yet."
 
 _MARKERS = re.compile(
@@ -264,10 +266,16 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         notes.append(
             f"*{ADAPTED[1:]}*: each test voice is known from its recordings, without their labels."
         )
+    earlier = {str(report["recipe"]).removesuffix(ADAPTED) for report in reports}
+    notes += [
+        f"*{name}*: that recipe as it was in commit {match[2]}, before it was changed."
+        for name in sorted(earlier)
+        if (match := _EARLIER.fullmatch(name))
+    ]
     if corpus in CORPORA and CORPORA[corpus].note:
         notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
     for report in reports:
-        if report["corpus"] == corpus and report["recipe"] == "default":
+        if report["corpus"] == corpus and _EARLIER.sub(r"\1", report["recipe"]) == "default":
             notes += _on_chosen_speakers(report)
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
 
