@@ -141,11 +141,14 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
     def pool(hidden: str) -> str:
         # Each state by itself: it still lies in the processor's cache.
         graph.scope = "pooling"
-        pooled = _pool(graph, hidden, *weights)
+        pooled = _pool(graph, graph.op("Squeeze", hidden, height), *weights)
         graph.scope = "network"
         return pooled
 
     graph.scope = "network"
+    # As pictures one point high: ONNX Runtime has a faster convolution for these than for series.
+    height = graph.integers(2)
+    hidden = graph.op("Unsqueeze", hidden, height)
     scales = [pool(hidden)] if network.pool_input else []
     for index in range(0, len(network.layers), 2):
         gate = hidden
@@ -154,11 +157,11 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
             gate = graph.op(
                 "Conv",
                 gate,
-                graph.number(weight),
+                graph.number(weight[:, :, None]),
                 graph.number(bias),
                 group=network.directions * network.members,
-                dilations=[dilation],
-                pads=[reach, 0],
+                dilations=[1, dilation],
+                pads=[0, reach, 0, 0],
             )
             gate = graph.op("Relu", gate)
         hidden = graph.op("Mul", hidden, graph.op("Sigmoid", gate))
