@@ -18,6 +18,7 @@ from timnet_hf.evaluation import uar, war
 from timnet_hf.reporting import (
     bootstrap_interval,
     build_report,
+    chance_calibration_error,
     expected_calibration_error,
     render_report,
     write_report,
@@ -105,6 +106,7 @@ class TestBuildReport:
             "war",
             "macro_f1",
             "ece",
+            "ece_by_chance",
             "per_class_recall",
             "per_speaker",
         } <= set(report)
@@ -232,6 +234,24 @@ class TestCalibrationError:
     @pytest.mark.parametrize(("references", "error"), [([0, 1], 0.0), ([1, 0], 1.0)])
     def test_of_certainty(self, references: list[int], error: float) -> None:
         assert expected_calibration_error(np.eye(2), np.array(references)) == error
+
+
+class TestChanceCalibrationError:
+    def test_is_what_right_probabilities_show_on_average(self) -> None:
+        # One recording, 0.8 sure: off by 0.2 in four draws of five, by 0.8 in the fifth.
+        error = chance_calibration_error(np.array([[0.8, 0.2]]))
+
+        assert error == pytest.approx(0.8 * 0.2 + 0.2 * 0.8, abs=0.1)
+
+    def test_fades_with_the_number_of_recordings(self) -> None:
+        few, many = (
+            chance_calibration_error(np.tile([[0.7, 0.3]], (count, 1))) for count in (25, 2500)
+        )
+
+        assert many == pytest.approx(few / 10, rel=0.4)
+
+    def test_is_zero_for_certainty(self) -> None:
+        assert chance_calibration_error(np.eye(3)) == 0.0
 
 
 class TestBootstrap:

@@ -369,6 +369,8 @@ def _about_results(
     values["ece"] = f"{first.get('ece_uncalibrated', first['ece']):.3f}"
     if "ece_uncalibrated" in first:
         values["ece_calibrated"] = f"{first['ece']:.3f}"
+    if "ece_by_chance" in first:
+        values["ece_by_chance"] = f"{first['ece_by_chance']:.3f}"
     values["recalls"] = [(label, f"{v:.1f}") for label, v in first["per_class_recall"].items()]
     if first["protocol"] == "loso" and first.get("per_speaker"):
         speakers = first["per_speaker"].values()

@@ -22,15 +22,25 @@ _UNADAPTED = ("enrolled", "tsne", "tsne_labels", "last_epochs")
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
     """Mean gap between confidence and accuracy over equally wide bins of confidence, 0 to 1."""
-    confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == references
+    return _calibration_error(probabilities.max(1), correct)
+
+
+def chance_calibration_error(probabilities: np.ndarray) -> float:
+    """What the calibration error would be on average if every probability were exactly right.
+
+    Never 0 with a finite number of recordings: by chance alone a bin's accuracy is not its
+    confidence (Roelofs et al., "Mitigating Bias in Calibration Error Estimation", AISTATS 2022).
+    """
+    confidence = probabilities.max(1)
+    drawn = np.random.default_rng(0).random((BOOTSTRAP_ROUNDS, len(confidence))) < confidence
+    return float(np.mean([_calibration_error(confidence, correct) for correct in drawn]))
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [
-        np.mean(bins == index)
-        * abs(correct[bins == index].mean() - confidence[bins == index].mean())
-        for index in np.unique(bins)
-    ]
-    return float(sum(gaps))
+    gaps = np.bincount(bins, weights=correct - confidence)
+    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def bootstrap_interval(metric: Any, references: np.ndarray, predictions: np.ndarray) -> list[float]:
@@ -70,6 +80,7 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         "war": _figures(war, by_seed, pooled),
         "macro_f1": _mean([_macro_f1(values[0], values[1]) for values in pooled.values()]),
         "ece": _mean([expected_calibration_error(v[2], v[0]) for v in pooled.values()], 4),
+        "ece_by_chance": _mean([chance_calibration_error(v[2]) for v in pooled.values()], 4),
         "per_class_recall": {
             name: _mean([_recall(v[0], v[1], index) for v in pooled.values()])
             for index, name in enumerate(names)
@@ -176,6 +187,7 @@ def render_report(report: dict[str, Any]) -> str:
             if "temperature" in report
             else "."
         )
+        + f" Exactly right probabilities would have {report['ece_by_chance']:.3f}, by chance."
         + (
             " The UAR after each of the last epochs lies within "
             f"{report['last_epochs_spread']:.2f} points."
@@ -304,6 +316,7 @@ def _labels_of_rows(folds: list[dict[str, Any]]) -> np.ndarray:
 __all__ = [
     "bootstrap_interval",
     "build_report",
+    "chance_calibration_error",
     "expected_calibration_error",
     "render_report",
     "write_report",
