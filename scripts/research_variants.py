@@ -185,9 +185,7 @@ VARIANTS: dict[str, Recipe] = {
     "members-4-of-24-epochs-60-no-offset-no-mixup": members(4, 24, 60, **SAME_VOICE, mixup=0.0),
     "speeds-only-crop-4s": members(4, 24, 60, **SPEEDS_ONLY, max_seconds=4.0),
     "speeds-only-tempo": members(4, 24, 60, **SPEEDS_ONLY, tempo=0.2),
-    "speeds-only-five-speeds": members(
-        4, 24, 60, **SPEEDS_ONLY, speeds=(0.9, 0.95, 1.0, 1.06, 1.12)
-    ),
+    "speeds-only-five-speeds": members(4, 24, 60, **SPEEDS_ONLY, speeds=LIGHT["speeds"]),
     "speeds-only-small-offset": members(4, 24, 60, **SPEEDS_ONLY | {"offset_std": 0.1}),
     "speeds-only-masking": members(4, 24, 60, **SPEEDS_ONLY, mask_frames=15, mask_coefficients=6),
     "members-4-of-24-epochs-40-no-offset-no-mixup": members(4, 24, 40, **SAME_VOICE, mixup=0.0),

@@ -29,8 +29,9 @@ def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray
 def chance_calibration_error(probabilities: np.ndarray) -> float:
     """What the calibration error would be on average if every probability were exactly right.
 
-    Never 0 with a finite number of recordings: by chance alone a bin's accuracy is not its
-    confidence (Roelofs et al., "Mitigating Bias in Calibration Error Estimation", AISTATS 2022).
+    It is 0 only for certainty: among a finite number of recordings a bin's accuracy differs from
+    its confidence by chance (Roelofs et al., "Mitigating Bias in Calibration Error Estimation",
+    AISTATS 2022).
     """
     confidence = probabilities.max(1)
     drawn = np.random.default_rng(0).random((BOOTSTRAP_ROUNDS, len(confidence))) < confidence
