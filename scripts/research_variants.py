@@ -78,6 +78,12 @@ SAME_VOICE: dict[str, Any] = {"offset_std": 0.0, "speaker_share": 0.0}
 #: The recipe as it is now: a recording is changed in its speed, and cropped, and that is all.
 SPEEDS_ONLY: dict[str, Any] = {**SAME_VOICE, "mixup": 0.0}
 
+
+def with_features(**features: Any) -> Recipe:
+    """The recipe as it is now, with other features."""
+    return dataclasses.replace(members(4, 24, 60, **SPEEDS_ONLY), features=features)
+
+
 VARIANTS: dict[str, Recipe] = {
     "start": variant(),
     "width-48": variant({"hidden_size": 48}),
@@ -188,6 +194,15 @@ VARIANTS: dict[str, Recipe] = {
     "speeds-only-five-speeds": members(4, 24, 60, **SPEEDS_ONLY, speeds=LIGHT["speeds"]),
     "speeds-only-small-offset": members(4, 24, 60, **SPEEDS_ONLY | {"offset_std": 0.1}),
     "speeds-only-masking": members(4, 24, 60, **SPEEDS_ONLY, mask_frames=15, mask_coefficients=6),
+    "speeds-only-own-level": with_features(normalize_level=False),
+    "speeds-only-up-to-10500-hz": with_features(
+        sampling_rate=22_050,
+        n_fft=2048,
+        win_length=1102,
+        hop_length=441,
+        num_mel_bins=72,
+        max_frequency=10_500.0,
+    ),
     "members-4-of-24-epochs-40-no-offset-no-mixup": members(4, 24, 40, **SAME_VOICE, mixup=0.0),
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),
