@@ -17,6 +17,7 @@ import soundfile
 from huggingface_hub import ModelCard, constants
 
 from timnet_hf.card import build_card, reports_for, template_path
+from timnet_hf.configuration_timnet import ABLATIONS
 from timnet_hf.model_folder import card_of, read_evaluation, refresh_model_folder
 from timnet_hf.tables import (
     NOTHING_MEASURED,
@@ -386,6 +387,22 @@ def test_a_table_says_which_results_are_of_a_recipe_that_was_changed_since(tmp_p
     assert "- *default-d564eea*: that recipe as it was in commit d564eea" in table
     assert table.count("that recipe as it was") == 1
     assert "as it was" not in render_results_table(write_results(tmp_path / "new", LOSO), "emodb")
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_a_table_says_what_an_ablation_lacks_and_gives_its_folds_one_baseline(
+    tmp_path: Path, ablation: str
+) -> None:
+    baseline = {"name": "svc", "uar": 70.11, "war": 71.78}
+    reports = [
+        {**LOSO, "baseline": baseline, "recipe": name}
+        for name in ("default", f"default-{ablation}")
+    ]
+    table = render_results_table(write_results(tmp_path, *reports), "emodb")
+    assert f"- *default-{ablation}*: the default network with " in table
+    assert table.count("plain SVC on MFCC statistics") == 1
+    alone = render_results_table(write_results(tmp_path / "new", reports[0]), "emodb")
+    assert f"default-{ablation}" not in alone
 
 
 def test_a_report_in_the_wrong_place_or_half_written_is_refused(tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ PROTOCOL_NOTES = {
     "loto": "no test sentence is in training; speakers are",
     "kfold": "recordings are dealt out at random, so test speakers and sentences are in training",
 }
+#: What each ablation's network lacks, see timnet_hf.configuration_timnet.ABLATIONS.
+ABLATION_NOTES = {
+    "no-backward": "no stream that reads from the end",
+    "no-multi-scale": "the last and slowest time scale alone",
+    "no-dynamic-fusion": "the time scales' mean, in place of a learned weighting",
+    "plain-tcn": "one direction and its last time scale alone, a plain temporal convolutional network",
+}
 #: Protocols of this prefix name the corpus that a model trained on all of this one was judged on.
 CROSS_CORPUS = "to-"
 #: End of the recipe's name where each test voice was enrolled, see timnet_hf.speaker_timnet.
@@ -255,7 +262,8 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
             whose = f"learned from {CORPORA[learned].title}, {title}" if known else title
             if protocol == "kfold" and report.get("n_folds", 10) != 10:
                 whose = f"random {report['n_folds']}-fold"
-            lines += _measured(whose, report)
+            # Ablations have the same folds, so the same baseline: once is enough.
+            lines += [row for row in _measured(whose, report) if row not in lines]
         lines += [_published(title, row) for row in published if row.protocol == protocol]
     notes = [
         f"*{PROTOCOL_TITLES[name]}*: {PROTOCOL_NOTES[name]}."
@@ -266,6 +274,11 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         notes.append(
             f"*{ADAPTED[1:]}*: each test voice is known from its recordings, without their labels."
         )
+    notes += [
+        f"*{name}*: the default network with {lacks}."
+        for ablation, lacks in ABLATION_NOTES.items()
+        if (name := f"default-{ablation}") in {report["recipe"] for report in reports}
+    ]
     earlier = {str(report["recipe"]).removesuffix(ADAPTED) for report in reports}
     notes += [
         f"*{name}*: that recipe as it was in commit {match[2]}, before it was changed."
