@@ -55,7 +55,7 @@ ABLATION_NOTES = {
     "no-backward": "no stream that reads from the end",
     "no-multi-scale": "the last and slowest time scale alone",
     "no-dynamic-fusion": "the time scales' mean, in place of a learned weighting",
-    "plain-tcn": "one direction and its last time scale alone, a plain temporal convolutional network",
+    "plain-tcn": "one direction and its last time scale alone, a plain convolutional network",
 }
 #: Protocols of this prefix name the corpus that a model trained on all of this one was judged on.
 CROSS_CORPUS = "to-"
