@@ -37,6 +37,7 @@ from timnet_hf.calibration import fit_temperature
 from timnet_hf.corpora import load_corpus
 from timnet_hf.evaluation import score, softmax, uar, war
 from timnet_hf.feature_store import FeatureStore, compute_features
+from timnet_hf.memory import keep_freed_memory
 from timnet_hf.recipes import Recipe
 from timnet_hf.reporting import expected_calibration_error
 from timnet_hf.training import Trained, build_arguments, build_extractor, train
@@ -329,6 +330,7 @@ def main() -> None:
     if unknown := set(options.variants) - set(CHOICES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
     torch.set_num_threads(1)
+    keep_freed_memory()
     write_table()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in options.variants:

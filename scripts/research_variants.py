@@ -203,6 +203,11 @@ VARIANTS: dict[str, Recipe] = {
         num_mel_bins=72,
         max_frequency=10_500.0,
     ),
+    "speeds-only-window-94ms": with_features(n_fft=2048, win_length=1504),
+    "speeds-only-window-94ms-128-bands": with_features(
+        n_fft=2048, win_length=1504, num_mel_bins=128
+    ),
+    "speeds-only-window-64ms": with_features(win_length=1024),
     "members-4-of-24-epochs-40-no-offset-no-mixup": members(4, 24, 40, **SAME_VOICE, mixup=0.0),
     "speeds-fewer": variant(augmentation={"speeds": (0.9, 0.95, 1.0, 1.06, 1.12)}),
     "no-smoothing": variant(arguments={"label_smoothing_factor": 0.0}),

@@ -22,6 +22,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "statistics, one stream": {"pooling": "statistics", "bidirectional": False},
     "members": {"num_members": 3, "hidden_size": 8, "pooling": "statistics", "pool_input": True},
     "members, mean": {"num_members": 2, "hidden_size": 8},
+    "centered members": {"num_members": 3, "num_centered_members": 2, "hidden_size": 8},
+    "a centered member": {"num_centered_members": 1, "bidirectional": False},
     "members, one direction": {"num_members": 2, "hidden_size": 8, "bidirectional": False},
     "own temperature": {"temperature": 2.5, "apply_temperature": True},
     **ABLATIONS,

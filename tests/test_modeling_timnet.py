@@ -210,7 +210,7 @@ LENGTHS = (1, 2, 3, 17, 40, 41)
     [
         {},
         {"pooling": "statistics", "pool_input": True},
-        {"num_members": 3},
+        {"num_members": 3, "num_centered_members": 2},
         *(ABLATIONS.values()),
     ],
     ids=["full", "statistics", "members", *ABLATIONS],

@@ -137,7 +137,44 @@ def test_the_loss_is_the_mean_of_the_members_losses() -> None:
     torch.testing.assert_close(soft, outputs.loss)
 
 
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_centered_members_do_not_see_a_recordings_mean(settings: dict[str, Any]) -> None:
+    members = some_members(**settings)
+    clips = [3 + frames(9, 5), frames(23, 5, seed=2)]
+    batch = padded(clips, "left", float("nan"))
+    without = padded([clip - clip.mean(0) for clip in clips], "left", float("nan"))
+
+    with torch.no_grad():
+        seen = (without, without, batch)
+        alone = [member(**one).logits for member, one in zip(members, seen, strict=True)]
+        logits = pack(members, num_centered_members=2, **settings)(**batch).logits
+
+    assert (members[0](**batch).logits - alone[0]).abs().max() > 1e-3
+    torch.testing.assert_close(logits, torch.stack(alone).mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_microphone_does_to_all_frames_alike_reaches_no_centered_member() -> None:
+    microphone = torch.linspace(-4, 4, 5)
+    clip = frames(1, 20, 5)
+    for centered, reached in ((2, False), (1, True), (0, True)):
+        model = make_model(num_members=2, num_centered_members=centered)
+        with torch.no_grad():
+            moved = (model(clip + microphone).logits - model(clip).logits).abs().max()
+        assert bool(moved > 1e-5) == reached
+
+
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, 65])
 def test_a_number_that_is_none_is_refused(count: Any) -> None:
     with pytest.raises(ValueError, match="num_members must be an integer from 1 to 64"):
         TimNetConfig(num_members=count)
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True])
+def test_so_is_a_number_of_centered_ones(count: Any) -> None:
+    with pytest.raises(ValueError, match="num_centered_members must be an integer of at least 0"):
+        TimNetConfig(num_centered_members=count)
+
+
+def test_no_more_members_are_centered_than_there_are() -> None:
+    with pytest.raises(ValueError, match="num_centered_members is 3, and num_members only 2"):
+        TimNetConfig(num_members=2, num_centered_members=3)

@@ -236,6 +236,7 @@ def _folded(
     return Network(
         directions=config.num_directions,
         members=config.num_members,
+        centered=(config.num_centered_members, weights["timnet.embed.bias"]),
         embed=(embed, bias),
         layers=layers,
         statistics=config.pooling == "statistics",

@@ -52,6 +52,7 @@ class FoldedTimNet:
     def __init__(self, model: TimNetForAudioClassification):
         config, network = model.config, model.timnet
         self.members, self.directions = config.num_members, config.num_directions
+        self.centered = config.num_centered_members
         self.statistics = config.pooling == "statistics"
         self.pool_input = config.pool_input
         self.multi_scale = config.multi_scale
@@ -92,6 +93,8 @@ class FoldedTimNet:
 
         counts = lengths[:, None].float()
         pairs = (counts - 1).clamp_(min=1)
+        if self.centered:
+            self._centre(hidden.unflatten(1, (longest, count)), counts, mask)
 
         def pool(scales: torch.Tensor) -> torch.Tensor:
             return self._pool(scales.unflatten(2, (longest, count)), counts, pairs, mask)
@@ -114,6 +117,21 @@ class FoldedTimNet:
         if kept:
             pooled.append(pool(torch.stack(kept)))
         return torch.addmm(self.offset, torch.cat(pooled, dim=1), self.readout)
+
+    def _centre(
+        self, hidden: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor | None
+    ) -> None:
+        """Take each clip's mean off (streams, frames, clips, channels), where that is wanted.
+
+        See `layers_timnet.centered`.
+        """
+        members = (self.directions, self.members)
+        chosen = hidden.unflatten(0, members)[:, : self.centered]
+        bias = self.embed[1].unflatten(0, members)[:, : self.centered]
+        mean = chosen.sum(2, keepdim=True).div_(counts)
+        chosen.sub_(mean.sub_(bias.unsqueeze(2)))
+        if mask is not None:
+            chosen.mul_(mask)
 
     def _pool(
         self,

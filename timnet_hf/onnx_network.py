@@ -19,6 +19,8 @@ class Network:
     Attributes:
         directions: 1, or 2 where recordings are read backwards as well.
         members: Networks side by side; streams are those of all members and directions.
+        centered: Members, the first ones, that do not see a recording's mean, and what all channels
+            (streams · hidden,) of such members have in its place.
         embed: (streams · hidden, inputs) and (streams · hidden,), from a frame to the channels.
         layers: Weight (streams · hidden, hidden, taps), bias and dilation of each causal layer;
             two make a block.
@@ -31,6 +33,7 @@ class Network:
 
     directions: int
     members: int
+    centered: tuple[int, np.ndarray]
     embed: tuple[np.ndarray, np.ndarray]
     layers: list[tuple[np.ndarray, np.ndarray, int]]
     statistics: bool
@@ -146,6 +149,8 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
         return pooled
 
     graph.scope = "network"
+    if network.centered[0]:
+        hidden = _centre(graph, network, hidden, weights[0])
     # As pictures one point high: ONNX Runtime has a faster convolution for these than for series.
     height = graph.integers(2)
     hidden = graph.op("Unsqueeze", hidden, height)
@@ -176,6 +181,16 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
         matrix = matrix.reshape(len(scales), 1, -1, labels)
         matrix = np.repeat(matrix, network.directions, axis=1).reshape(-1, labels)
     return graph.op("Gemm", pooled, graph.number(matrix), graph.number(offset))
+
+
+def _centre(graph: Graph, network: Network, hidden: str, weights: str) -> str:
+    """Take each clip's mean off the channels of some members, see `layers_timnet.centered`."""
+    count, instead = network.centered
+    streams = network.directions * network.members
+    chosen = np.zeros((network.directions, network.members, instead.size // streams))
+    chosen[:, :count] = 1
+    mean = graph.op("Sub", graph.op("MatMul", hidden, weights), _column(graph, instead))
+    return graph.op("Sub", hidden, graph.op("Mul", mean, _column(graph, chosen.flatten())))
 
 
 def _weights_of_frames(graph: Graph, network: Network, within: str, frames: str) -> list[str]:

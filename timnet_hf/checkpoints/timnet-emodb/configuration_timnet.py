@@ -42,6 +42,7 @@ _RULES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     ),
     "num_hidden_layers": (Integral, lambda n: 1 <= n <= 32, "an integer from 1 to 32"),
     "num_members": (Integral, lambda n: 1 <= n <= 64, "an integer from 1 to 64"),
+    "num_centered_members": (Integral, lambda n: n >= 0, "an integer of at least 0"),
     "kernel_size": (Integral, lambda taps: taps >= 1, "an integer of at least 1"),
     **dict.fromkeys(
         ("hidden_dropout_prob", "classifier_dropout"),
@@ -90,6 +91,9 @@ class TimNetConfig(PreTrainedConfig):
         num_members: Networks of this shape that run side by side and share nothing but the fusion
             weights. Each learns from its own answer; the logits are the mean of theirs. This is a
             packed ensemble (Laurent et al., ICLR 2023, arXiv 2210.09184). 1 to 64.
+        num_centered_members: Members, the first ones, that have each coefficient's mean over the
+            recording taken off (cepstral mean normalisation): no microphone reaches them, and no
+            loudness of a band either, which is why not all should be. 0 to ``num_members``.
         hidden_dropout_prob: Whole-channel (spatial) dropout behind each convolution, 0 to 1.
         classifier_dropout: Dropout on the fused vector before the classifier, 0 to 1.
         bidirectional: Use the stream that reads the recording backwards.
@@ -127,6 +131,7 @@ class TimNetConfig(PreTrainedConfig):
     num_hidden_layers: int = 8
     kernel_size: int = 2
     num_members: int = 1
+    num_centered_members: int = 0
     hidden_dropout_prob: float | int = 0.1
     classifier_dropout: float | int = 0.0
     bidirectional: bool = True
@@ -153,6 +158,11 @@ class TimNetConfig(PreTrainedConfig):
                 f"With num_hidden_layers {self.num_hidden_layers} and kernel_size "
                 f"{self.kernel_size} a layer looks back more than {MAX_REACH} frames. "
                 "Take fewer blocks or taps."
+            )
+        if self.num_centered_members > self.num_members:
+            raise ValueError(
+                f"num_centered_members is {self.num_centered_members}, and num_members only "
+                f"{self.num_members}."
             )
         count = kwargs.get("num_labels")
         if count is not None and not (isinstance(count, Integral) and count <= MAX_LABELS):

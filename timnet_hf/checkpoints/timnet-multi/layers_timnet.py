@@ -252,6 +252,25 @@ class _FusedLayer(torch.autograd.Function):
         return d_hidden, d_weight, d_gamma, d_beta, None, None, None, None
 
 
+def centered(
+    hidden: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor, members: int, count: int
+) -> torch.Tensor:
+    """Take each clip's mean off what the first members of every direction read.
+
+    Done behind the first layer, which is linear: it leaves its bias in place of the mean.
+
+    Args:
+        hidden: (streams, frames, batch, size).
+        mask: (frames, batch, 1), or None.
+        bias: The first layer's, (streams · size,).
+        members: Streams of a direction.
+        count: How many of them are centred.
+    """
+    mean = _masked_mean(hidden, mask) - bias.view(len(hidden), 1, -1)
+    chosen = torch.arange(len(hidden), device=hidden.device) % members < count
+    return hidden - (mean * chosen.view(-1, 1, 1)).unsqueeze(1)
+
+
 class TimNetPooling(nn.Module):
     """A scale's frames → one vector, over valid frames only."""
 
@@ -361,4 +380,4 @@ def _delay(values: torch.Tensor, distance: int) -> torch.Tensor:
     return F.pad(values, (0, 0, 0, 0, distance, 0))[:, : values.shape[1]]
 
 
-__all__ = ["TimNetBatchNorm", "TimNetCausalLayer", "TimNetConv", "TimNetPooling"]
+__all__ = ["TimNetBatchNorm", "TimNetCausalLayer", "TimNetConv", "TimNetPooling", "centered"]

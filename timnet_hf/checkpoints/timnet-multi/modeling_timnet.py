@@ -40,7 +40,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
-from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling
+from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling, centered
 from .reading_timnet import in_reading_order, in_time_order, reading_orders
 from .speaker_timnet import SpeakerError, SpeakerProfile, logit_offset
 
@@ -247,7 +247,11 @@ class TimNetModel(TimNetPreTrainedModel):
             parts = states[-1].chunk(directions * members, dim=-1)
             return in_reading_order(parts, order, members).contiguous()
 
-        hidden = keep(self.embed(views))
+        hidden = self.embed(views)
+        if count := self.config.num_centered_members:
+            assert self.embed.bias is not None
+            hidden = centered(hidden, mask, self.embed.bias, members, count)
+        hidden = keep(hidden)
         first: Any = self.blocks[0]
         hidden = first.layer1.align(hidden)
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
