@@ -11,6 +11,9 @@ from typing import Any
 
 from timnet_hf.recipes import RECIPES, Augmentation, Recipe
 
+#: The speeds of all recipes since the first.
+SPEEDS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25)
+
 #: What the variants are variants of: the default recipe as it was before.
 START = dataclasses.replace(
     RECIPES["default"],
@@ -27,7 +30,7 @@ START = dataclasses.replace(
         "learning_rate": 4e-3,
     },
     augmentation=Augmentation(
-        speeds=(0.8, 0.85, 0.9, 0.95, 1.0, 1.06, 1.12, 1.18, 1.25),
+        speeds=SPEEDS,
         offset_std=0.3,
         max_seconds=2.5,
         mixup=0.5,
@@ -82,6 +85,12 @@ SPEEDS_ONLY: dict[str, Any] = {**SAME_VOICE, "mixup": 0.0}
 def with_features(**features: Any) -> Recipe:
     """The recipe as it is now, with other features."""
     return dataclasses.replace(members(4, 24, 60, **SPEEDS_ONLY), features=features)
+
+
+def with_config(augmentation: dict[str, Any] | None = None, **config: Any) -> Recipe:
+    """The recipe as it is now, with another network, and perhaps other changes of recordings."""
+    recipe = members(4, 24, 60, **SPEEDS_ONLY | (augmentation or {}))
+    return dataclasses.replace(recipe, config={**recipe.config, **config})
 
 
 VARIANTS: dict[str, Recipe] = {
@@ -203,6 +212,19 @@ VARIANTS: dict[str, Recipe] = {
         num_mel_bins=72,
         max_frequency=10_500.0,
     ),
+    "speeds-only-dropout-0.1": with_config(hidden_dropout_prob=0.1),
+    "speeds-only-last-scale": with_config(multi_scale=False, pool_input=False),
+    "one-of-four-centered": with_config(num_centered_members=1),
+    "two-of-four-centered": with_config(num_centered_members=2),
+    "all-centered": with_config(num_centered_members=4),
+    "two-of-four-centered-small-offset": with_config({"offset_std": 0.1}, num_centered_members=2),
+    "two-of-four-centered-mixup": with_config({"mixup": 0.5}, num_centered_members=2),
+    "two-of-four-centered-last-scale": with_config(
+        num_centered_members=2, multi_scale=False, pool_input=False
+    ),
+    "four-of-eight-centered-width-16": with_config(
+        num_members=8, hidden_size=16, num_centered_members=4
+    ),
     "speeds-only-window-94ms": with_features(n_fft=2048, win_length=1504),
     "speeds-only-window-94ms-128-bands": with_features(
         n_fft=2048, win_length=1504, num_mel_bins=128
@@ -229,4 +251,4 @@ APART: dict[str, list[Recipe]] = {
 #: Name → the recipes whose networks are asked together; nearly always one.
 CHOICES: dict[str, list[Recipe]] = {**{name: [one] for name, one in VARIANTS.items()}, **APART}
 
-__all__ = ["CHOICES"]
+__all__ = ["CHOICES", "SPEEDS"]
