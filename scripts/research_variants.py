@@ -21,6 +21,7 @@ START = dataclasses.replace(
         **RECIPES["default"].config,
         "hidden_size": 32,
         "num_members": 1,
+        "num_centered_members": 0,
         "hidden_dropout_prob": 0.1,
         "classifier_dropout": 0.4,
     },
@@ -221,6 +222,9 @@ VARIANTS: dict[str, Recipe] = {
     "two-of-four-centered-mixup": with_config({"mixup": 0.5}, num_centered_members=2),
     "two-of-four-centered-last-scale": with_config(
         num_centered_members=2, multi_scale=False, pool_input=False
+    ),
+    "two-of-four-centered-five-speeds": with_config(
+        {"speeds": LIGHT["speeds"]}, num_centered_members=2
     ),
     "four-of-eight-centered-width-16": with_config(
         num_members=8, hidden_size=16, num_centered_members=4

@@ -314,6 +314,7 @@ def _about_training(
         "blocks": config["num_hidden_layers"],
         "width": config["hidden_size"],
         "members": config.get("num_members", 1),
+        "centered": config.get("num_centered_members", 0),
         "arguments": sorted((recipe.get("arguments") or {}).items()),
         "augmented": ", ".join(f"`{name}={value}`" for name, value in augmentation.items()),
         "seed": record.get("seed"),

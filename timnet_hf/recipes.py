@@ -98,6 +98,7 @@ RECIPES: dict[str, Recipe] = {
         config={
             "hidden_size": 24,
             "num_members": 4,
+            "num_centered_members": 2,
             "num_hidden_layers": 6,
             "pooling": "statistics",
             "pool_input": True,

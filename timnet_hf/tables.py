@@ -64,7 +64,7 @@ ADAPTED = "-adapted"
 #: The speakers whose recordings the default recipe was chosen on, see results/research.md.
 CHOSEN_ON = {"ravdess": [f"{actor:02d}" for actor in range(1, 13)]}
 #: Results of a recipe that has been changed since, kept under its name and the commit's.
-_EARLIER = re.compile(r"(\w+)-([0-9a-f]{7,40})")
+_EARLIER = re.compile(r"(\w+)-([0-9a-f]{7,40})(?:-(?P<ablation>[a-z-]+))?")
 NOTHING_MEASURED = "Nothing has been measured yet."
 
 _MARKERS = re.compile(
@@ -275,15 +275,16 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
             f"*{ADAPTED[1:]}*: each test voice is known from its recordings, without their labels."
         )
     notes += [
-        f"*{name}*: the default network with {lacks}."
+        f"*{name}*: the network of `{name.removesuffix(f'-{ablation}')}` with {lacks}."
         for ablation, lacks in ABLATION_NOTES.items()
-        if (name := f"default-{ablation}") in {report["recipe"] for report in reports}
+        for name in sorted({str(report["recipe"]) for report in reports})
+        if name.endswith(f"-{ablation}")
     ]
     earlier = {str(report["recipe"]).removesuffix(ADAPTED) for report in reports}
     notes += [
         f"*{name}*: that recipe as it was in commit {match[2]}, before it was changed."
         for name in sorted(earlier)
-        if (match := _EARLIER.fullmatch(name))
+        if (match := _EARLIER.fullmatch(name)) and match["ablation"] is None
     ]
     if corpus in CORPORA and CORPORA[corpus].note:
         notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
