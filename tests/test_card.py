@@ -389,20 +389,21 @@ def test_a_table_says_which_results_are_of_a_recipe_that_was_changed_since(tmp_p
     assert "as it was" not in render_results_table(write_results(tmp_path / "new", LOSO), "emodb")
 
 
+@pytest.mark.parametrize("recipe", ["default", "default-d564eea"])
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_a_table_says_what_an_ablation_lacks_and_gives_its_folds_one_baseline(
-    tmp_path: Path, ablation: str
+    tmp_path: Path, ablation: str, recipe: str
 ) -> None:
     baseline = {"name": "svc", "uar": 70.11, "war": 71.78}
     reports = [
-        {**LOSO, "baseline": baseline, "recipe": name}
-        for name in ("default", f"default-{ablation}")
+        {**LOSO, "baseline": baseline, "recipe": name} for name in (recipe, f"{recipe}-{ablation}")
     ]
     table = render_results_table(write_results(tmp_path, *reports), "emodb")
-    assert f"- *default-{ablation}*: the default network with " in table
+    assert f"- *{recipe}-{ablation}*: the network of `{recipe}` with " in table
+    assert table.count(f"*{recipe}-{ablation}*") == 1
     assert table.count("plain SVC on MFCC statistics") == 1
     alone = render_results_table(write_results(tmp_path / "new", reports[0]), "emodb")
-    assert f"default-{ablation}" not in alone
+    assert f"-{ablation}" not in alone
 
 
 def test_a_report_in_the_wrong_place_or_half_written_is_refused(tmp_path: Path) -> None:
