@@ -79,17 +79,17 @@ LIGHT: dict[str, Any] = {
 #: Nothing is done to hide whose voice it is.
 SAME_VOICE: dict[str, Any] = {"offset_std": 0.0, "speaker_share": 0.0}
 
-#: The recipe as it is now: a recording is changed in its speed, and cropped, and that is all.
+#: The recipe since bdff7ff: a recording is changed in its speed, and cropped, and that is all.
 SPEEDS_ONLY: dict[str, Any] = {**SAME_VOICE, "mixup": 0.0}
 
 
 def with_features(**features: Any) -> Recipe:
-    """The recipe as it is now, with other features."""
+    """The recipe as it was in bdff7ff, with other features."""
     return dataclasses.replace(members(4, 24, 60, **SPEEDS_ONLY), features=features)
 
 
 def with_config(augmentation: dict[str, Any] | None = None, **config: Any) -> Recipe:
-    """The recipe as it is now, with another network, and perhaps other changes of recordings."""
+    """That recipe with another network, and perhaps other changes of the recordings."""
     recipe = members(4, 24, 60, **SPEEDS_ONLY | (augmentation or {}))
     return dataclasses.replace(recipe, config={**recipe.config, **config})
 

@@ -286,6 +286,16 @@ def test_a_table_without_reports_says_so_and_keeps_the_published_figures(tmp_pat
     assert render_results_table(tmp_path / "nothing", "my-calls") == NOTHING_MEASURED
 
 
+def test_the_card_tells_what_the_network_is_made_of() -> None:
+    shape = {"num_hidden_layers": 6, "hidden_size": 24}
+    one = " ".join(card(**shape).split())
+    assert "6 temporal-aware blocks a direction, width 24." in one
+    several = " ".join(card(**shape, num_members=4).split())
+    assert "width 24; 4 such networks side by side, whose answers are averaged." in several
+    centered = " ".join(card(**shape, num_members=4, num_centered_members=2).split())
+    assert "are averaged; 2 of them do not see a recording's mean" in centered
+
+
 def test_a_result_that_leaks_is_marked_in_a_table(tmp_path: Path) -> None:
     leaky = {**KFOLD, "recipe": "paper-best-on-test", "leaks_test_fold": True}
     table = render_results_table(write_results(tmp_path, KFOLD, leaky), "emodb")
@@ -301,12 +311,20 @@ def test_a_table_says_where_the_plain_baseline_wins(tmp_path: Path) -> None:
         assert table.count("**loses to the plain SVC**") == remarks
 
 
-def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["default", "default-d564eea"])
+def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(
+    tmp_path: Path, recipe: str
+) -> None:
     recalls = {f"{actor:02d}": 70.0 if actor <= 12 else 60.0 for actor in range(1, 25)}
     ravdess = {**LOSO, "corpus": "ravdess", "protocol": "emobox", "per_speaker": recalls}
-    table = render_results_table(write_results(tmp_path, ravdess, LOSO), "ravdess")
+    others = [{**ravdess, "recipe": f"{recipe}-{name}"} for name in ("adapted", "plain-tcn")] + [
+        LOSO
+    ]
+    table = render_results_table(
+        write_results(tmp_path, {**ravdess, "recipe": recipe}, *others), "ravdess"
+    )
     (note,) = [line for line in table.splitlines() if "was chosen on" in line]
-    assert "speakers 01 to 12 of RAVDESS" in note
+    assert f"- `{recipe}` was chosen on speakers 01 to 12 of RAVDESS" in note
     assert note.endswith("their mean UAR is 70.0 %, that of the others 60.0 %.")
     assert "was chosen on" not in render_results_table(tmp_path, "emodb")
 

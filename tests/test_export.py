@@ -104,6 +104,15 @@ def some_clips(rate: int = RATE) -> list[np.ndarray]:
     return [clip.astype(np.float32) for clip in clips]
 
 
+def test_features_in_and_centered_members(tmp_path: Path) -> None:
+    model = random_model(TimNetFeatureExtractor(), num_members=3, num_centered_members=1)
+    paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    for exported in export_onnx(save(model, tmp_path), paths[0], features_in=paths[1]):
+        assert exported.deviation <= 1e-4
+    (rounded,) = export_onnx(save(model, tmp_path), paths[0], int8=True)
+    assert 0 < rounded.deviation <= 0.05
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(tmp_path_factory.mktemp("models") / "random")

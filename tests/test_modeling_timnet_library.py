@@ -337,7 +337,14 @@ def test_it_can_be_built_without_memory_and_filled_later(cls, batch):
     ("dtype", "tolerance"),
     [(torch.float64, 1e-6), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)],
 )
-@pytest.mark.parametrize("settings", [{}, {"pooling": "statistics", "dynamic_fusion": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"pooling": "statistics", "dynamic_fusion": False},
+        {"num_members": 2, "num_centered_members": 1},
+    ],
+)
 def test_it_runs_in_other_types(dtype, tolerance, settings, batch):
     model = make_model(**settings)
     with torch.no_grad():

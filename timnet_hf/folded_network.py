@@ -11,7 +11,7 @@ A batch lies time-major, one matrix a stream, whose rows are ::
 
 Then a tap of a causal convolution is one matrix product of all rows, and its dilation a shift by
 whole rows: nothing is copied, padded or unfolded. Clips of a batch are about equally long. What
-fills up the shorter ones is set to zero once, behind the first layer; a block multiplies its input,
+fills up the shorter ones is set to zero behind the first layer; a block multiplies its input,
 so it stays zero.
 """
 

@@ -148,9 +148,9 @@ def _network(graph: Graph, network: Network, hidden: str, within: str, frames: s
         graph.scope = "network"
         return pooled
 
-    graph.scope = "network"
     if network.centered[0]:
         hidden = _centre(graph, network, hidden, weights[0])
+    graph.scope = "network"
     # As pictures one point high: ONNX Runtime has a faster convolution for these than for series.
     height = graph.integers(2)
     hidden = graph.op("Unsqueeze", hidden, height)

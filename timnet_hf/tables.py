@@ -289,7 +289,10 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
     if corpus in CORPORA and CORPORA[corpus].note:
         notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
     for report in reports:
-        if report["corpus"] == corpus and _EARLIER.sub(r"\1", report["recipe"]) == "default":
+        name = str(report["recipe"])
+        match = _EARLIER.fullmatch(name)
+        plain = name == "default" or (match and match[1] == "default" and not match["ablation"])
+        if report["corpus"] == corpus and plain:
             notes += _on_chosen_speakers(report)
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
 
@@ -303,7 +306,7 @@ def _on_chosen_speakers(report: dict[str, Any]) -> list[str]:
     if report["protocol"] not in ("loso", "emobox") or not (known and new):
         return []
     return [
-        f"The default recipe was chosen on speakers {chosen[0]} to {chosen[-1]} of "
+        f"`{report['recipe']}` was chosen on speakers {chosen[0]} to {chosen[-1]} of "
         f"{CORPORA[report['corpus']].title}, who are among those tested. Of "
         f"*{protocol_title(report['protocol'])}* their mean UAR is {fmean(known):.1f} %, that of "
         f"the others {fmean(new):.1f} %."

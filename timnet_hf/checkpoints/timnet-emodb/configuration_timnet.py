@@ -92,8 +92,9 @@ class TimNetConfig(PreTrainedConfig):
             weights. Each learns from its own answer; the logits are the mean of theirs. This is a
             packed ensemble (Laurent et al., ICLR 2023, arXiv 2210.09184). 1 to 64.
         num_centered_members: Members, the first ones, that have each coefficient's mean over the
-            recording taken off (cepstral mean normalisation): no microphone reaches them, and no
-            loudness of a band either, which is why not all should be. 0 to ``num_members``.
+            recording taken off (cepstral mean normalisation). What a microphone adds to all frames
+            alike does not reach them, nor what a voice or a mood does, which is why not all should
+            be. A window of a timeline is a recording of its own. 0 to ``num_members``.
         hidden_dropout_prob: Whole-channel (spatial) dropout behind each convolution, 0 to 1.
         classifier_dropout: Dropout on the fused vector before the classifier, 0 to 1.
         bidirectional: Use the stream that reads the recording backwards.

@@ -11,7 +11,7 @@ network a batch is laid out as ::
 
 so that a causal shift is a slice of whole rows, and a convolution one matrix product a stream.
 Several members (``num_members``) are so many more streams: all that read forwards, then all that
-read backwards.
+read backwards. Some of them (``num_centered_members``) do not see a recording's mean.
 
 Padding never reaches an answer. Each clip's valid frames are first moved to the front of its row,
 in time order for one stream and in reverse order for the other. A causal convolution looks only
