@@ -308,13 +308,13 @@ def _each(values: list[float]) -> str:
     return ", ".join(f"{value:.1f}" for value in values)
 
 
-def write_table() -> None:
-    """Bring the table in research.md up to date."""
+def write_table(name: str, table: str) -> None:
+    """Put a table between the markers of its name in research.md."""
     path = RESULTS.parent / "research.md"
-    begin, end = "<!-- variants:begin -->\n", "<!-- variants:end -->"
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
     head, _, rest = path.read_text(encoding="utf-8").partition(begin)
     _, _, tail = rest.partition(end)
-    path.write_text(f"{head}{begin}\n{table()}\n\n{end}{tail}", encoding="utf-8")
+    path.write_text(f"{head}{begin}\n{table}\n\n{end}{tail}", encoding="utf-8")
 
 
 def main() -> None:
@@ -331,7 +331,7 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
     torch.set_num_threads(1)
     keep_freed_memory()
-    write_table()
+    write_table("variants", table())
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in options.variants:
         path = RESULTS / (f"{name}.json" if not options.seed else f"{name}-{options.seed}.json")
@@ -339,7 +339,7 @@ def main() -> None:
             continue
         record = judge(name, CHOICES[name], options.data_dir, options.cache, options.seed)
         path.write_text(json.dumps(record, indent=1) + "\n")
-        write_table()
+        write_table("variants", table())
         print({key: record[key] for key in record if not key.startswith("recipe")}, flush=True)
 
 

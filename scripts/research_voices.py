@@ -39,7 +39,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from research import ACTORS, RESULTS, best_loss, features_of, train_on
+from research import ACTORS, RESULTS, best_loss, features_of, train_on, write_table
 from research_variants import CHOICES, SPEEDS
 from sklearn.model_selection import StratifiedKFold
 
@@ -147,15 +147,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def write_table() -> None:
-    """Bring the table in research.md up to date."""
-    path = RESULTS.parent / "research.md"
-    begin, end = "<!-- voices:begin -->\n", "<!-- voices:end -->"
-    head, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, _, tail = rest.partition(end)
-    path.write_text(f"{head}{begin}\n{table()}\n\n{end}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     """Run the variants that were named and have no result yet, then bring the table up to date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -174,7 +165,7 @@ def main() -> None:
     keep_freed_memory()
     folder = RESULTS / "voices"
     folder.mkdir(parents=True, exist_ok=True)
-    write_table()
+    write_table("voices", table())
     for name in options.variants:
         path = folder / f"{name}-{options.measure}-{options.seed}.json"
         if path.exists():
@@ -182,7 +173,7 @@ def main() -> None:
         (recipe,) = CHOICES[name]
         record = judge(recipe, options.measure, options.data_dir, options.cache, options.seed)
         path.write_text(json.dumps({"variant": name, **record}, indent=1) + "\n")
-        write_table()
+        write_table("voices", table())
         print({key: record[key] for key in record if key != "recipe"}, flush=True)
 
 
