@@ -79,11 +79,11 @@ def training_time_row(name: str, data_dir: Path, wanted: float, seeds: int) -> R
     """Time to a recall on EMO-DB's first inner split by speaker, one pair of runs a seed."""
     data = load_data(data_dir, "emodb")
     fold = inner_folds(data.dataset, np.arange(len(data.dataset)))[0]
-    times: dict[str, list[float]] = {"default": [], "paper": []}
+    times: dict[str, list[float]] = {"from-scratch": [], "paper": []}
     for seed in range(seeds):
         for recipe, values in times.items():
             values.append(seconds_to_reach(recipe, data.dataset, fold, wanted, seed, "emodb"))
-    return make_row(name, "the paper's recipe", times["default"], times["paper"], "s")
+    return make_row(name, "the paper's recipe", times["from-scratch"], times["paper"], "s")
 
 
 __all__ = ["StopAt", "seconds_to_reach", "training_time_row"]

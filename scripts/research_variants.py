@@ -30,6 +30,7 @@ START = dataclasses.replace(
         "num_train_epochs": 100,
         "learning_rate": 4e-3,
     },
+    start=None,
     augmentation=Augmentation(
         speeds=SPEEDS,
         offset_std=0.3,
@@ -92,6 +93,12 @@ def with_config(augmentation: dict[str, Any] | None = None, **config: Any) -> Re
     """That recipe with another network, and perhaps other changes of the recordings."""
     recipe = members(4, 24, 60, **SPEEDS_ONLY | (augmentation or {}))
     return dataclasses.replace(recipe, config={**recipe.config, **config})
+
+
+def centered_features(count: int, **features: Any) -> Recipe:
+    """The recipe as it is since 7012b9c, with other features, so many coefficients of them."""
+    recipe = with_config(num_centered_members=2, input_size=count)
+    return dataclasses.replace(recipe, features={"feature_size": count, **features})
 
 
 VARIANTS: dict[str, Recipe] = {
@@ -229,6 +236,22 @@ VARIANTS: dict[str, Recipe] = {
     "four-of-eight-centered-width-16": with_config(
         num_members=8, hidden_size=16, num_centered_members=4
     ),
+    "centered-epochs-120": dataclasses.replace(
+        members(4, 24, 120, **SPEEDS_ONLY),
+        config={**members(4, 24).config, "num_centered_members": 2},
+    ),
+    "centered-batch-16": dataclasses.replace(
+        with_config(num_centered_members=2),
+        arguments={**members(4, 24).arguments, "per_device_train_batch_size": 16},
+    ),
+    "centered-coefficients-64": centered_features(64),
+    "centered-window-94ms-128-bands-64-coefficients": centered_features(
+        64, n_fft=2048, win_length=1504, num_mel_bins=128
+    ),
+    "centered-window-94ms-128-bands": centered_features(
+        39, n_fft=2048, win_length=1504, num_mel_bins=128
+    ),
+    "centered-window-32ms": centered_features(39, n_fft=512, win_length=512, hop_length=256),
     "speeds-only-window-94ms": with_features(n_fft=2048, win_length=1504),
     "speeds-only-window-94ms-128-bands": with_features(
         n_fft=2048, win_length=1504, num_mel_bins=128

@@ -329,6 +329,13 @@ def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(
     assert "was chosen on" not in render_results_table(tmp_path, "emodb")
 
 
+def test_what_was_learned_before_the_corpus_is_told() -> None:
+    started = {**RECORD, "recipe": {**RECORD["recipe"], "start": "emodb-ravdess"}}
+
+    assert "from weights that had learned EMO-DB and RAVDESS before, on" in card(record=started)
+    assert "before, on" not in card()
+
+
 def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
     write_results(tmp_path, LOSO, {**LOSO, "recipe": "paper"}, {**LOSO, "corpus": "savee"})
     assert [one["corpus"] for one in reports_for(RECORD, tmp_path)] == ["emodb"]
@@ -417,7 +424,7 @@ def test_a_table_says_what_an_ablation_lacks_and_gives_its_folds_one_baseline(
         {**LOSO, "baseline": baseline, "recipe": name} for name in (recipe, f"{recipe}-{ablation}")
     ]
     table = render_results_table(write_results(tmp_path, *reports), "emodb")
-    assert f"- *{recipe}-{ablation}*: the network of `{recipe}` with " in table
+    assert f"- *{recipe}-{ablation}*: as `{recipe}`, from scratch, with " in table
     assert table.count(f"*{recipe}-{ablation}*") == 1
     assert table.count("plain SVC on MFCC statistics") == 1
     alone = render_results_table(write_results(tmp_path / "new", reports[0]), "emodb")

@@ -380,6 +380,33 @@ class TestCrossValidation:
         }
         assert whole == 1
 
+    @pytest.mark.parametrize(
+        ("corpora", "ablation", "start"),
+        [((), None, "emodb-ravdess"), (("emodb",), None, "ravdess"), ((), "plain-tcn", None)],
+    )
+    def test_starts_from_corpora_that_are_not_judged(
+        self,
+        data: Data,
+        tmp_path: Path,
+        corpora: tuple[str, ...],
+        ablation: str | None,
+        start: str | None,
+    ) -> None:
+        variant, config = with_ablation(ablation)
+
+        folder, report = run_cross_validation(
+            replace(data, corpora=corpora),
+            get_recipe("default"),
+            "loso",
+            tmp_path,
+            variant=variant,
+            config=config,
+            overrides={"num_train_epochs": 1},
+        )
+
+        assert report["start"] == start
+        assert json.loads((folder / "run.json").read_text())["fixed"]["recipe"]["start"] == start
+
     @pytest.mark.parametrize("name", ["no-multi-scale", "plain-tcn"])
     def test_one_scale_is_one_with_the_default_recipe_too(self, name: str) -> None:
         config = {**get_recipe("default").config, **with_ablation(name)[1]}

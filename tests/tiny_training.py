@@ -58,6 +58,7 @@ def tiny_recipe(
             **arguments,
         },
         augmentation=augmentation,
+        start=None,  # no start fits a network as small
     )
 
 

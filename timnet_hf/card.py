@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .corpus_table import CORPORA, Corpus
+from .starting_weights import LEARNED
+from .table_notes import titles
 from .tables import (
     ADAPTED,
     CROSS_CORPUS,
@@ -124,7 +126,7 @@ def _is_of(
     try:
         fixed = json.loads(notes.read_text(encoding="utf-8"))["fixed"]
         plain = not (fixed["config"] or fixed["arguments"])
-        return plain and {**fixed["recipe"], "name": ""} == {**recipe, "name": ""}
+        return plain and _values(fixed["recipe"]) == _values(recipe)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResultsError(
             f"{notes}: not the notes of a run ({error!r}). Make it again."
@@ -134,6 +136,11 @@ def _is_of(
 def evaluation_name(report: dict[str, Any]) -> str:
     """What a report is called in a model folder: its protocol, and whether voices were enrolled."""
     return f"{report['protocol']}{ADAPTED if _is_adapted(report) else ''}"
+
+
+def _values(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values without its name; records from before there were starts have none."""
+    return {"start": None, **recipe, "name": ""}
 
 
 def _is_adapted(report: dict[str, Any]) -> bool:
@@ -305,6 +312,7 @@ def _about_training(
     }
     return {
         "recipe": recipe.get("name", "own"),
+        "start": titles(LEARNED.get(str(recipe.get("start")), frozenset())),
         "preset": recipe.get("preset"),
         "labels": record.get("labels") or list(config["id2label"].values()),
         "parameters": f"{record['parameters']:,}",

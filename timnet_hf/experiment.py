@@ -20,6 +20,7 @@ from .crossvalidation import CrossValidationError, Plan, cross_validate, read_fo
 from .output_folder import sole_use, told_when_full
 from .ranks import is_first, world_size
 from .recipes import Recipe
+from .starting_weights import with_start
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,12 +40,14 @@ class Data:
         corpus: The same where it is a known corpus, else None.
         dataset: See :mod:`timnet_hf.corpora`.
         sha256: Checksum of names and contents.
+        corpora: All corpora of the paper that the recordings are from.
     """
 
     name: str
     corpus: str | None
     dataset: Dataset
     sha256: str
+    corpora: tuple[str, ...] = ()
 
 
 def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
@@ -63,7 +66,7 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
         return Data(name, None, dataset, _folder_checksum(dataset))
     name = find_corpus(corpus).name
     dataset = load_corpus(name, data_dir)
-    return Data(name, name, dataset, dataset_checksum(dataset))
+    return Data(name, name, dataset, dataset_checksum(dataset), (name,))
 
 
 def _folder_checksum(dataset: Dataset) -> str:
@@ -119,6 +122,7 @@ def train_to_folder(
     from .training import TrainingError
 
     output_dir = Path(output_dir)
+    recipe = with_start(recipe, data.corpora, config)
     if not is_first():  # another process claims the folder, and writes for all
         return _train_to_folder(
             data, recipe, output_dir, seed, overrides, config, resume, calibration, "", None
@@ -341,6 +345,7 @@ def run_cross_validation(
     def folds_of(_seed: int) -> list[Fold]:
         return folds
 
+    recipe = with_start(recipe, data.corpora, config)
     plan = Plan(
         corpus=corpus,
         protocol=protocol,

@@ -70,6 +70,7 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         "corpus": plan.corpus,
         "protocol": plan.protocol,
         "recipe": plan.name,
+        "start": plan.recipe.start,
         "selection": plan.selection,
         "leaks_test_fold": plan.selection == "best-on-test",
         "seeds": list(plan.seeds),

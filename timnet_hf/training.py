@@ -31,6 +31,7 @@ from .modeling_timnet import TimNetForAudioClassification
 from .ranks import rank, share, world_size
 from .recipes import Augmentation, Recipe
 from .speaker_timnet import blend, make_profile
+from .starting_weights import load_start
 
 logger = logging.getLogger(__name__)
 
@@ -318,6 +319,7 @@ def train(
 
     Raises:
         TrainingError: A label has no training recording, or there is nothing to resume.
+        RecipeError: The recipe's start is unknown, or not of its network.
     """
     rows = np.asarray(indices, dtype=np.int64)
     counts = np.bincount(store.labels[rows], minlength=len(store.label_names))
@@ -330,6 +332,8 @@ def train(
         extractor.mean, extractor.std = mean.tolist(), std.tolist()
     set_seed(arguments.seed)
     model = build_model(recipe, store.label_names, config)
+    if recipe.start is not None:
+        load_start(model, recipe.start)
     weights = torch.ones(len(counts))
     if recipe.class_weights:
         weights = torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
@@ -337,11 +341,12 @@ def train(
         store, rows, extractor, recipe.augmentation, arguments.label_smoothing_factor
     )
     logger.info(
-        "training %s recordings, %s labels, %s parameters, %s epochs",
+        "training %s recordings, %s labels, %s parameters, %s epochs, starting from %s",
         len(dataset),
         len(counts),
         model.num_parameters(),
         arguments.num_train_epochs,
+        recipe.start or "scratch",
     )
     if arguments.push_to_hub:  # what is pushed has to load where this package is not installed
         from .model_folder import make_portable
