@@ -309,7 +309,6 @@ def versions(change: str, extractor: Any, store: FeatureStore, cache: Path) -> F
 
 
 IDEAS: dict[str, Callable[[], dict[str, Any]]] = {
-    "as-it-is": dict,
     "calm-10": lambda: calm(10),
     "mutual-0.3": lambda: mutual(0.3),
     "sharpness-aware-0.05": lambda: sharpness_aware(0.05),
