@@ -21,6 +21,7 @@ from timnet_hf.experiment import load_data
 from timnet_hf.feature_store import FeatureStore, compute_features
 from timnet_hf.protocols import Fold, inner_folds
 from timnet_hf.recipes import get_recipe
+from timnet_hf.starting_weights import with_start
 from timnet_hf.training import build_arguments, build_extractor, train
 
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ def seconds_to_reach(
     Raises:
         RuntimeError: The recipe's epochs are over, and it has not been.
     """
-    recipe = get_recipe(recipe_name)
+    recipe = with_start(get_recipe(recipe_name), (corpus,))
     extractor = build_extractor(recipe, corpus=corpus)
     speeds = recipe.augmentation.speeds if recipe.augmentation else (1.0,)
     store = compute_features(dataset, extractor, speeds)

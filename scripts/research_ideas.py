@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Try ideas that change the training itself, on the judgements of `research_voices.py`.
+"""Try ideas about the training itself, and what it starts from, as `research_voices.py` does.
 
 A variant of `research_variants.py` is other values for the same program. What stands here needs a
 program of its own, and stays out of the package unless it pays ::
@@ -41,7 +41,7 @@ from timnet_hf.feature_store import FeatureStore
 from timnet_hf.memory import keep_freed_memory
 from timnet_hf.recipes import Recipe
 
-#: What every idea is measured against: the default recipe since 7012b9c.
+#: What every idea is measured against: the recipe from-scratch, as frozen in 7012b9c.
 RECIPE = with_config(num_centered_members=2)
 
 build_model = training.build_model
@@ -301,7 +301,7 @@ def versions(change: str, extractor: Any, store: FeatureStore, cache: Path) -> F
             parts[f"{speed} frames"] = np.array([len(clip) for clip in clips])
         np.savez(path, **parts)
     features = dict(store.features)
-    with np.load(path) as kept:
+    with np.load(path, allow_pickle=False) as kept:
         for speed in SPEEDS:
             cuts = np.cumsum(kept[f"{speed} frames"])[:-1]
             features[CHANGED + speed] = np.split(kept[f"{speed}"], cuts)

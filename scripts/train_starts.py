@@ -5,12 +5,14 @@
     python scripts/train_starts.py --data ../shared/data --work DIR
 
 Each is the recipe ``from-scratch``, trained on all recordings of its corpora with one fixed seed.
-What lies finished in DIR is not trained again.
+What lies finished in DIR is not trained again. The checksums it prints belong into that module, and
+results that began with other starts are results no more.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,10 +22,11 @@ from timnet_hf.experiment import train_to_folder
 from timnet_hf.model_folder import RECORD_FILE
 from timnet_hf.prediction import load_model
 from timnet_hf.recipes import get_recipe
-from timnet_hf.starting_weights import LEARNED, STARTS, save_start
+from timnet_hf.recordings import content_of
+from timnet_hf.starting_weights import DIGITS, LEARNED, RECORDINGS, STARTS, save_start
 
-#: What of the training's record goes along.
-KEPT = ("corpus", "recipe", "seed", "labels", "data", "versions")
+#: What of the training's record stays in the folder it was trained in.
+LEFT = ("log", "started", "wall_time_seconds", "command")
 
 
 def main() -> None:
@@ -41,9 +44,17 @@ def main() -> None:
             train_to_folder(data, get_recipe("from-scratch"), folder, seed=SEED)
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         model, _ = load_model(folder)
-        kept = {key: record[key] for key in KEPT}
-        kept["command"] = f"python scripts/train_starts.py {name}"
-        print(save_start(model, name, kept, arguments.output))
+        kept = {key: value for key, value in record.items() if key not in LEFT}
+        path = save_start(model, name, kept, arguments.output)
+        print(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    heard = {
+        corpus: sorted(
+            content_of(one).digest[:DIGITS]
+            for one in recordings((corpus,), arguments.data).dataset["path"]
+        )
+        for corpus in sorted(set().union(*LEARNED.values()))
+    }
+    (arguments.output / RECORDINGS.name).write_text(json.dumps(heard, indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -330,10 +330,33 @@ def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(
 
 
 def test_what_was_learned_before_the_corpus_is_told() -> None:
-    started = {**RECORD, "recipe": {**RECORD["recipe"], "start": "emodb-ravdess"}}
+    recipe = {**RECORD["recipe"], "start": "ravdess"}
+    text = card(record={**RECORD, "recipe": recipe})
 
-    assert "from weights that had learned EMO-DB and RAVDESS before, on" in card(record=started)
-    assert "before, on" not in card()
+    assert "from weights that had learned RAVDESS before, on" in text
+    assert "**Language.** It was trained on German, after English." in text
+    assert "before, on" not in card() and "It was trained on German alone" in card()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "start", "datasets"),
+    [
+        ("emodb", "ravdess", ["emodb", "ravdess"]),
+        ("my-calls", "emodb-ravdess", ["emodb", "ravdess"]),
+    ],
+)
+def test_weights_are_no_freer_than_what_they_started_from(
+    corpus: str, start: str, datasets: list[str]
+) -> None:
+    recipe = {**RECORD["recipe"], "start": start}
+    text = card(record={**RECORD, "corpus": corpus, "recipe": recipe})
+    data = ModelCard(text).data
+
+    assert data.license == "cc-by-nc-sa-4.0"
+    assert data.datasets == ["emodb", "ravdess"]
+    assert "RAVDESS: CC BY-NC-SA 4.0" in text
+    assert ("Their terms apply" in text) == (corpus == "my-calls")
+    assert check_front_matter(text) == []
 
 
 def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
@@ -424,7 +447,7 @@ def test_a_table_says_what_an_ablation_lacks_and_gives_its_folds_one_baseline(
         {**LOSO, "baseline": baseline, "recipe": name} for name in (recipe, f"{recipe}-{ablation}")
     ]
     table = render_results_table(write_results(tmp_path, *reports), "emodb")
-    assert f"- *{recipe}-{ablation}*: as `{recipe}`, from scratch, with " in table
+    assert f"- *{recipe}-{ablation}*: the network of `{recipe}` with " in table
     assert table.count(f"*{recipe}-{ablation}*") == 1
     assert table.count("plain SVC on MFCC statistics") == 1
     alone = render_results_table(write_results(tmp_path / "new", reports[0]), "emodb")

@@ -99,6 +99,7 @@ class TestLoadData:
         data = load_data(emodb_dir, "EMO-DB")
 
         assert (data.name, data.corpus, len(data.dataset)) == ("emodb", "emodb", 535)
+        assert data.corpora == ("emodb",)
 
     def test_an_unknown_corpus_is_refused(self, folder: Path) -> None:
         with pytest.raises(CorpusError, match="unknown corpus 'klingon'"):

@@ -122,7 +122,8 @@ def _is_of(
     name = str(report["recipe"]).removesuffix(ADAPTED)
     notes = Path(results_dir, report["corpus"], report["protocol"], name, "run.json")
     if not notes.is_file():
-        return bool(name == recipe.get("name"))
+        same = name == recipe.get("name")
+        return bool(same and report.get("start") == recipe.get("start"))
     try:
         fixed = json.loads(notes.read_text(encoding="utf-8"))["fixed"]
         plain = not (fixed["config"] or fixed["arguments"])
@@ -196,7 +197,7 @@ def _front_matter(
 ) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
-    corpora = _corpora(record)
+    corpora = _heard(record)
     languages = sorted({_LANGUAGE_CODES[corpus.language] for corpus in corpora})
     return ModelCardData(
         language=(languages if len(languages) > 1 else languages[0]) if languages else None,
@@ -271,8 +272,17 @@ def _corpora(record: dict[str, Any]) -> list[Corpus]:
     return [CORPORA[name] for name in names] if set(names) <= set(CORPORA) else []
 
 
+def _heard(record: dict[str, Any]) -> list[Corpus]:
+    """Those, and the ones that its start had learned before."""
+    recipe = record.get("recipe") or {}
+    started = LEARNED.get(str(recipe.get("start")), frozenset())
+    before = [CORPORA[name] for name in sorted(started)]
+    return list({one.name: one for one in (*_corpora(record), *before)}.values())
+
+
 def _about_data(record: dict[str, Any]) -> dict[str, Any]:
-    corpora = _corpora(record)
+    corpora, heard = _corpora(record), _heard(record)
+    before = [one for one in heard if one not in corpora]
     data = record.get("data") or {}
 
     def joined(values: Sequence[str], between: str = " and ") -> str | None:
@@ -282,12 +292,12 @@ def _about_data(record: dict[str, Any]) -> dict[str, Any]:
         "title": joined([one.title for one in corpora]) or record.get("corpus") or "own recordings",
         "language": joined([one.language for one in corpora]),
         "speakers": sum(one.n_speakers for one in corpora) or None,
-        "corpus_licence": joined(
-            [one.licence if len(corpora) == 1 else f"{one.title} {one.licence}" for one in corpora],
-            ", ",
-        ),
-        "corpus_citation": joined([one.citation for one in corpora], " "),
-        "homepage": joined([one.homepage for one in corpora]),
+        "own_terms": not (corpora or record.get("converted_from")),
+        "start": titles([one.name for one in before]),
+        "start_language": joined([one.language for one in before]),
+        "corpus_licence": joined([f"{one.title}: {one.licence}" for one in heard], "; "),
+        "corpus_citation": joined([one.citation for one in heard], " "),
+        "homepage": joined([one.homepage for one in heard]),
         "files": f"{data['files']:,}" if "files" in data else None,
         "converted_from": record.get("converted_from"),
         "data_sha256": data.get("sha256", "not recorded"),
@@ -312,7 +322,6 @@ def _about_training(
     }
     return {
         "recipe": recipe.get("name", "own"),
-        "start": titles(LEARNED.get(str(recipe.get("start")), frozenset())),
         "preset": recipe.get("preset"),
         "labels": record.get("labels") or list(config["id2label"].values()),
         "parameters": f"{record['parameters']:,}",

@@ -20,7 +20,7 @@ from .crossvalidation import CrossValidationError, Plan, cross_validate, read_fo
 from .output_folder import sole_use, told_when_full
 from .ranks import is_first, world_size
 from .recipes import Recipe
-from .starting_weights import with_start
+from .starting_weights import known_corpora, start_checksum, with_start
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +49,11 @@ class Data:
     sha256: str
     corpora: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """The corpus that it is counts among those it holds."""
+        if self.corpus is not None and self.corpus not in self.corpora:
+            self.corpora = (*self.corpora, self.corpus)
+
 
 def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
     """Load a known corpus, or a folder of the user's own recordings.
@@ -57,16 +62,18 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
         CorpusError: Something is missing or cannot be read; the message names it.
     """
     from .corpora import CORPORA, dataset_checksum, find_corpus, load_corpus, load_folder
+    from .recordings import content_of
 
     if corpus is None:
         dataset = load_folder(data_dir)
         name = Path(data_dir).resolve().name or "own"
         if name in CORPORA:  # whose results these are not
             name = f"own-{name}"
-        return Data(name, None, dataset, _folder_checksum(dataset))
+        known = known_corpora(content_of(path).digest for path in dataset["path"])
+        return Data(name, None, dataset, _folder_checksum(dataset), known)
     name = find_corpus(corpus).name
     dataset = load_corpus(name, data_dir)
-    return Data(name, name, dataset, dataset_checksum(dataset), (name,))
+    return Data(name, name, dataset, dataset_checksum(dataset))
 
 
 def _folder_checksum(dataset: Dataset) -> str:
@@ -196,6 +203,7 @@ def _train_to_folder(
     )
     fixed = {
         "recipe": recipe.to_dict(),
+        **start_checksum(recipe),
         "config": config or {},
         "seed": seed,
         "calibration": calibration,
@@ -231,6 +239,7 @@ def _train_to_folder(
     record = {
         "corpus": data.name,
         "recipe": recipe.to_dict(),
+        **start_checksum(recipe),
         "overrides": _without_secrets(overrides or {}),
         "config": config or {},
         "seed": seed,

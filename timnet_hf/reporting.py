@@ -163,7 +163,7 @@ def render_report(report: dict[str, Any]) -> str:
         "",
         f"{report['n_files']} recordings, {report['n_folds']} folds, "
         f"{len(report['seeds'])} seed(s), {report['parameters']:,} parameters. "
-        f"Made by `{report['command']}`.",
+        f"Starts from {report['start'] or 'scratch'}. Made by `{report['command']}`.",
         "",
     ]
     if report["leaks_test_fold"]:

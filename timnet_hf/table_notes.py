@@ -75,10 +75,11 @@ def render_notes(
         )
     notes += _on_starts(corpus, reports)
     notes += [
-        f"*{name}*: as `{name.removesuffix(f'-{ablation}')}`, from scratch, with {lacks}."
+        f"*{name}*: the network of `{base}` with {lacks}"
+        + (", which no start fits: compare it with `from-scratch`." if base == "default" else ".")
         for ablation, lacks in ABLATION_NOTES.items()
         for name in sorted({str(report["recipe"]) for report in reports})
-        if name.endswith(f"-{ablation}")
+        if name.endswith(f"-{ablation}") and (base := name.removesuffix(f"-{ablation}"))
     ]
     earlier = {str(report["recipe"]).removesuffix(ADAPTED) for report in reports}
     notes += [
@@ -99,17 +100,25 @@ def render_notes(
 
 
 def _on_starts(corpus: str, reports: Sequence[dict[str, Any]]) -> list[str]:
-    """Notes on which recipes began with weights that had learned other corpora."""
-    starts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    """Notes on which runs of a recipe began with weights that had learned other corpora."""
+    starts: dict[str, dict[str | None, set[str]]] = defaultdict(lambda: defaultdict(set))
     for report in reports:
-        if report["corpus"] == corpus and (start := report.get("start")):
-            starts[str(report["recipe"]).removesuffix(ADAPTED), start].add(report["protocol"])
-    return [
-        f"*{name}* ({', '.join(protocol_title(one) for one in sorted(protocols))}): starts from "
-        f"weights that have learned {titles(LEARNED[start])}, and nothing of the corpus judged; "
-        "*from-scratch* is the same without them."
-        for (name, start), protocols in sorted(starts.items())
-    ]
+        start, name = report.get("start"), str(report["recipe"]).removesuffix(ADAPTED)
+        known = report["corpus"] == corpus and (start is None or start in LEARNED)
+        if known and name in ("default", "default-best-on-test"):
+            starts[name][start].add(protocol_title(report["protocol"]))
+    notes = []
+    for name, protocols in sorted(starts.items()):
+        for start, places in sorted(protocols.items(), key=lambda item: str(item[0])):
+            where = f"*{name}* ({', '.join(sorted(places))})"
+            if start is None:
+                notes.append(f"{where}: no start fits, so from scratch.")
+                continue
+            notes.append(
+                f"{where}: starts from weights that have learned {titles(LEARNED[start])}, and "
+                "nothing of the corpus judged."
+            )
+    return notes
 
 
 def titles(names: Collection[str]) -> str:

@@ -310,7 +310,8 @@ def train(
     Args:
         store: Features of the corpus, made with ``extractor``.
         indices: The training recordings.
-        recipe: Everything fixed beforehand.
+        recipe: Everything fixed beforehand, its start too, see
+            :func:`timnet_hf.starting_weights.with_start`.
         extractor: Feature extractor of the store; a copy with statistics is returned.
         arguments: See :func:`build_arguments`.
         config: Overrides of the recipe's network, such as an ablation.
