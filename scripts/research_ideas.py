@@ -39,9 +39,10 @@ from timnet_hf import training
 from timnet_hf.audio import load_audio, resample
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.memory import keep_freed_memory
+from timnet_hf.prediction import load_model
 from timnet_hf.recipes import Recipe
 
-#: What every idea is measured against: the recipe from-scratch, as frozen in 7012b9c.
+#: What every idea is measured against: the default recipe, as frozen in 7012b9c.
 RECIPE = with_config(num_centered_members=2)
 
 build_model = training.build_model
@@ -203,6 +204,15 @@ def contrastive(share: float, temperature: float = 0.1) -> dict[str, Any]:
     return {"build_model": watched, "SoftTargetLoss": Loss, "AugmentedSet": SpeakerSet}
 
 
+def started_from(checkpoint: str) -> dict[str, Any]:
+    """The weights of a shipped checkpoint to begin with, all but the classifier's."""
+
+    def add(model: nn.Module) -> None:
+        model.timnet.load_state_dict(load_model(checkpoint)[0].timnet.state_dict())
+
+    return {"build_model": Watched(add)}
+
+
 class Together(nn.Module):
     """Several trained networks asked together: the mean of their logits."""
 
@@ -317,24 +327,18 @@ IDEAS: dict[str, Callable[[], dict[str, Any]]] = {
     "rooms": dict,
     "codecs": dict,
     "vocal-tract": dict,
+    "from-emodb": lambda: started_from("timnet-emodb"),
     "three-together": dict,
     "three-distilled": dict,
 }
 
 
-#: What some of them change of the recipe: the weights to start from, and what may go with them.
-CHANGES: dict[str, dict[str, Any]] = {
-    "from-emodb": {"start": "emodb"},
-    "from-emodb-epochs-30": {
-        "start": "emodb",
-        "arguments": {**RECIPE.arguments, "num_train_epochs": 30},
-    },
-    "from-emodb-rate-4e-3": {
-        "start": "emodb",
-        "arguments": {**RECIPE.arguments, "learning_rate": 4e-3},
-    },
+#: What goes along with some of them: other arguments of the recipe.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "from-emodb-epochs-30": {"num_train_epochs": 30},
+    "from-emodb-rate-4e-3": {"learning_rate": 4e-3},
 }
-IDEAS |= dict.fromkeys(CHANGES, dict)
+IDEAS |= dict.fromkeys(ARGUMENTS, IDEAS["from-emodb"])
 
 
 def taught(idea: str) -> Callable[..., Any]:
@@ -372,7 +376,8 @@ class patched:  # noqa: N801
 def judge(idea: str, measure: str, data_dir: Path, cache: Path, seed: int) -> dict[str, Any]:
     """The figures of one idea."""
     started = time.time()
-    recipe = dataclasses.replace(RECIPE, **CHANGES.get(idea, {}))
+    arguments = {**RECIPE.arguments, **ARGUMENTS.get(idea, {})}
+    recipe = dataclasses.replace(RECIPE, arguments=arguments)
     extractor, store = features_of(recipe, SPEEDS, data_dir, cache)
     if idea in ("rooms", "codecs", "vocal-tract"):
         store = versions(idea, extractor, store, cache)

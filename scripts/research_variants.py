@@ -30,7 +30,6 @@ START = dataclasses.replace(
         "num_train_epochs": 100,
         "learning_rate": 4e-3,
     },
-    start=None,
     augmentation=Augmentation(
         speeds=SPEEDS,
         offset_std=0.3,

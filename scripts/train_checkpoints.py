@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the checkpoints that come with the package.
+"""Train the checkpoints that come with the package, from scratch.
 
     python scripts/train_checkpoints.py --data ../shared/data
 
 Each is trained on all recordings of its corpora with the default recipe and one fixed seed, and its
-temperature is fitted on speakers left out of one more training. timnet-emodb starts from weights
-that have learned RAVDESS, timnet-multi from scratch. Nothing is chosen by a result: the figures on
-its card are those of the cross-validation of the same recipe.
+temperature is fitted on speakers left out of one more training. Nothing is chosen by a result: the
+figures on its card are those of the cross-validation of the same recipe.
 """
 
 from __future__ import annotations

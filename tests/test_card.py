@@ -329,36 +329,6 @@ def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(
     assert "was chosen on" not in render_results_table(tmp_path, "emodb")
 
 
-def test_what_was_learned_before_the_corpus_is_told() -> None:
-    recipe = {**RECORD["recipe"], "start": "ravdess"}
-    text = card(record={**RECORD, "recipe": recipe})
-
-    assert "from weights that had learned RAVDESS before, on" in text
-    assert "**Language.** It was trained on German, after English." in text
-    assert "before, on" not in card() and "It was trained on German alone" in card()
-
-
-@pytest.mark.parametrize(
-    ("corpus", "start", "datasets"),
-    [
-        ("emodb", "ravdess", ["emodb", "ravdess"]),
-        ("my-calls", "emodb-ravdess", ["emodb", "ravdess"]),
-    ],
-)
-def test_weights_are_no_freer_than_what_they_started_from(
-    corpus: str, start: str, datasets: list[str]
-) -> None:
-    recipe = {**RECORD["recipe"], "start": start}
-    text = card(record={**RECORD, "corpus": corpus, "recipe": recipe})
-    data = ModelCard(text).data
-
-    assert data.license == "cc-by-nc-sa-4.0"
-    assert data.datasets == ["emodb", "ravdess"]
-    assert "RAVDESS: CC BY-NC-SA 4.0" in text
-    assert ("Their terms apply" in text) == (corpus == "my-calls")
-    assert check_front_matter(text) == []
-
-
 def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
     write_results(tmp_path, LOSO, {**LOSO, "recipe": "paper"}, {**LOSO, "corpus": "savee"})
     assert [one["corpus"] for one in reports_for(RECORD, tmp_path)] == ["emodb"]

@@ -99,7 +99,6 @@ class TestLoadData:
         data = load_data(emodb_dir, "EMO-DB")
 
         assert (data.name, data.corpus, len(data.dataset)) == ("emodb", "emodb", 535)
-        assert data.corpora == ("emodb",)
 
     def test_an_unknown_corpus_is_refused(self, folder: Path) -> None:
         with pytest.raises(CorpusError, match="unknown corpus 'klingon'"):
@@ -380,33 +379,6 @@ class TestCrossValidation:
             for path in (folder / "folds").rglob("*.json")
         }
         assert whole == 1
-
-    @pytest.mark.parametrize(
-        ("corpora", "ablation", "start"),
-        [((), None, "emodb-ravdess"), (("emodb",), None, "ravdess"), ((), "plain-tcn", None)],
-    )
-    def test_starts_from_corpora_that_are_not_judged(
-        self,
-        data: Data,
-        tmp_path: Path,
-        corpora: tuple[str, ...],
-        ablation: str | None,
-        start: str | None,
-    ) -> None:
-        variant, config = with_ablation(ablation)
-
-        folder, report = run_cross_validation(
-            replace(data, corpora=corpora),
-            get_recipe("default"),
-            "loso",
-            tmp_path,
-            variant=variant,
-            config=config,
-            overrides={"num_train_epochs": 1},
-        )
-
-        assert report["start"] == start
-        assert json.loads((folder / "run.json").read_text())["fixed"]["recipe"]["start"] == start
 
     @pytest.mark.parametrize("name", ["no-multi-scale", "plain-tcn"])
     def test_one_scale_is_one_with_the_default_recipe_too(self, name: str) -> None:

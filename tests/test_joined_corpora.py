@@ -11,8 +11,6 @@ from datasets import Audio, ClassLabel, Dataset
 from timnet_hf.crossvalidation import CrossValidationError
 from timnet_hf.experiment import Data
 from timnet_hf.joined_corpora import cross_corpus_fold, join_corpora
-from timnet_hf.recipes import RECIPES
-from timnet_hf.starting_weights import with_start
 
 
 def corpus(name: str, labels: list[str], spoken: list[str]) -> Data:
@@ -98,13 +96,6 @@ def test_real_corpora_share_six_labels(shared_dir):
     assert names == ["angry", "disgust", "fear", "happy", "neutral", "sad"]
     labels = np.asarray(joined.dataset["label"])
     assert len(fold.train) == 535 - 81 and np.bincount(labels[fold.test]).min() == 96
-
-
-def test_what_is_joined_is_of_all_their_corpora(berlin, toronto):
-    berlin.corpora, toronto.corpora = ("emodb",), ("ravdess",)
-    joined, _ = cross_corpus_fold(berlin, toronto)
-    assert joined.corpora == join_corpora([toronto, berlin]).corpora == ("emodb", "ravdess")
-    assert with_start(RECIPES["default"], joined.corpora).start is None
 
 
 def test_a_recording_that_both_hold_is_not_learned_from(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from timnet_hf.feature_extraction_timnet import PRESETS
-from timnet_hf.recipes import OTHER_CORPORA, RECIPES, Recipe, RecipeError, get_recipe
+from timnet_hf.recipes import RECIPES, Recipe, RecipeError, get_recipe
 from timnet_hf.training import build_arguments, build_extractor, build_model
 
 EMODB = ["angry", "boredom", "disgust", "fear", "happy", "neutral", "sad"]
@@ -87,13 +87,5 @@ class TestPaper:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match="Unknown recipe 'best'.*paper, default, from-scratch"):
+    with pytest.raises(RecipeError, match="Unknown recipe 'best'.*paper, default"):
         get_recipe("best")
-
-
-def test_from_scratch_is_the_default_recipe_without_a_start() -> None:
-    scratch, default = RECIPES["from-scratch"], RECIPES["default"]
-
-    assert default.start == OTHER_CORPORA
-    assert scratch.start is None
-    assert dataclasses.replace(scratch, name="default", start=OTHER_CORPORA) == default

@@ -186,7 +186,7 @@ class TestTrain:
 
         assert caplog.messages[0] == (
             f"training 12 recordings, 3 labels, {trained.model.num_parameters()} parameters, "
-            "2 epochs, starting from scratch"
+            "2 epochs"
         )
 
     def test_prints_nothing_where_no_bar_is_wanted(

@@ -58,7 +58,6 @@ def tiny_recipe(
             **arguments,
         },
         augmentation=augmentation,
-        start=None,  # no start fits a network as small
     )
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .corpus_table import CORPORA, Corpus
-from .starting_weights import LEARNED
-from .table_notes import titles
 from .tables import (
     ADAPTED,
     CROSS_CORPUS,
@@ -122,12 +120,11 @@ def _is_of(
     name = str(report["recipe"]).removesuffix(ADAPTED)
     notes = Path(results_dir, report["corpus"], report["protocol"], name, "run.json")
     if not notes.is_file():
-        same = name == recipe.get("name")
-        return bool(same and report.get("start") == recipe.get("start"))
+        return bool(name == recipe.get("name"))
     try:
         fixed = json.loads(notes.read_text(encoding="utf-8"))["fixed"]
         plain = not (fixed["config"] or fixed["arguments"])
-        return plain and _values(fixed["recipe"]) == _values(recipe)
+        return plain and {**fixed["recipe"], "name": ""} == {**recipe, "name": ""}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResultsError(
             f"{notes}: not the notes of a run ({error!r}). Make it again."
@@ -137,11 +134,6 @@ def _is_of(
 def evaluation_name(report: dict[str, Any]) -> str:
     """What a report is called in a model folder: its protocol, and whether voices were enrolled."""
     return f"{report['protocol']}{ADAPTED if _is_adapted(report) else ''}"
-
-
-def _values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values without its name; records from before there were starts have none."""
-    return {"start": None, **recipe, "name": ""}
 
 
 def _is_adapted(report: dict[str, Any]) -> bool:
@@ -197,7 +189,7 @@ def _front_matter(
 ) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
-    corpora = _heard(record)
+    corpora = _corpora(record)
     languages = sorted({_LANGUAGE_CODES[corpus.language] for corpus in corpora})
     return ModelCardData(
         language=(languages if len(languages) > 1 else languages[0]) if languages else None,
@@ -272,17 +264,8 @@ def _corpora(record: dict[str, Any]) -> list[Corpus]:
     return [CORPORA[name] for name in names] if set(names) <= set(CORPORA) else []
 
 
-def _heard(record: dict[str, Any]) -> list[Corpus]:
-    """Those, and the ones that its start had learned before."""
-    recipe = record.get("recipe") or {}
-    started = LEARNED.get(str(recipe.get("start")), frozenset())
-    before = [CORPORA[name] for name in sorted(started)]
-    return list({one.name: one for one in (*_corpora(record), *before)}.values())
-
-
 def _about_data(record: dict[str, Any]) -> dict[str, Any]:
-    corpora, heard = _corpora(record), _heard(record)
-    before = [one for one in heard if one not in corpora]
+    corpora = _corpora(record)
     data = record.get("data") or {}
 
     def joined(values: Sequence[str], between: str = " and ") -> str | None:
@@ -292,12 +275,12 @@ def _about_data(record: dict[str, Any]) -> dict[str, Any]:
         "title": joined([one.title for one in corpora]) or record.get("corpus") or "own recordings",
         "language": joined([one.language for one in corpora]),
         "speakers": sum(one.n_speakers for one in corpora) or None,
-        "own_terms": not (corpora or record.get("converted_from")),
-        "start": titles([one.name for one in before]),
-        "start_language": joined([one.language for one in before]),
-        "corpus_licence": joined([f"{one.title}: {one.licence}" for one in heard], "; "),
-        "corpus_citation": joined([one.citation for one in heard], " "),
-        "homepage": joined([one.homepage for one in heard]),
+        "corpus_licence": joined(
+            [one.licence if len(corpora) == 1 else f"{one.title} {one.licence}" for one in corpora],
+            ", ",
+        ),
+        "corpus_citation": joined([one.citation for one in corpora], " "),
+        "homepage": joined([one.homepage for one in corpora]),
         "files": f"{data['files']:,}" if "files" in data else None,
         "converted_from": record.get("converted_from"),
         "data_sha256": data.get("sha256", "not recorded"),

@@ -34,9 +34,7 @@ CorpusOption: TypeAlias = Annotated[
     str | None,
     typer.Option("--corpus", help="A known corpus; without it, --data-dir holds your own data."),
 ]
-RecipeOption: TypeAlias = Annotated[
-    str, typer.Option("--recipe", help="default, from-scratch or paper.")
-]
+RecipeOption: TypeAlias = Annotated[str, typer.Option("--recipe", help="default or paper.")]
 
 
 def say(text: str, console: Console = out, style: str | None = None) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shlex
 from pathlib import Path
@@ -42,7 +41,6 @@ def train(
     from .memory import keep_freed_memory
     from .ranks import is_first
     from .recipes import get_recipe
-    from .starting_weights import describe_start, with_start
 
     if is_first():  # of several processes under torchrun, one speaks
         logging.getLogger("timnet_hf").setLevel(logging.INFO)
@@ -52,9 +50,7 @@ def train(
     chosen = get_recipe(recipe)
     overrides = _training_flags(context.args)
     data = load_data(data_dir, corpus)
-    chosen = with_start(chosen, data.corpora)
     say(f"{data.name}: {len(data.dataset)} recordings, recipe {recipe}, seed {seed}", err)
-    say(describe_start(chosen), err)
     try:
         with progress_bars() as progress:
             folder = train_to_folder(
@@ -132,7 +128,6 @@ def cross_validate(
     from .experiment import load_data, run_cross_validation, with_ablation
     from .memory import keep_freed_memory
     from .recipes import get_recipe
-    from .starting_weights import describe_start
 
     keep_freed_memory()
     chosen = get_recipe(recipe)
@@ -158,7 +153,6 @@ def cross_validate(
             command=typed_command(),
             progress=progress,
         )
-    say(describe_start(dataclasses.replace(chosen, start=report["start"])), err)
     for name in ("uar", "war"):
         value, baseline = report[name]["pooled"], report["baseline"][name]
         say(f"{name.upper()} {value:.2f} %  (plain SVC {baseline:.2f} %)")

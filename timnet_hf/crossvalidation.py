@@ -33,7 +33,6 @@ from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full
 from .protocols import Fold
 from .recipes import Recipe
-from .starting_weights import start_checksum
 from .workers import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -100,7 +99,6 @@ class Plan:
             "corpus": self.corpus,
             "protocol": self.protocol,
             "recipe": self.recipe.to_dict(),
-            **start_checksum(self.recipe),
             "config": self.config or {},
             "arguments": self.arguments or {},
             "selection": self.selection,

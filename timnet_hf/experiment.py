@@ -20,7 +20,6 @@ from .crossvalidation import CrossValidationError, Plan, cross_validate, read_fo
 from .output_folder import sole_use, told_when_full
 from .ranks import is_first, world_size
 from .recipes import Recipe
-from .starting_weights import known_corpora, start_checksum, with_start
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,19 +39,12 @@ class Data:
         corpus: The same where it is a known corpus, else None.
         dataset: See :mod:`timnet_hf.corpora`.
         sha256: Checksum of names and contents.
-        corpora: All corpora of the paper that the recordings are from.
     """
 
     name: str
     corpus: str | None
     dataset: Dataset
     sha256: str
-    corpora: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """The corpus that it is counts among those it holds."""
-        if self.corpus is not None and self.corpus not in self.corpora:
-            self.corpora = (*self.corpora, self.corpus)
 
 
 def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
@@ -62,15 +54,13 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
         CorpusError: Something is missing or cannot be read; the message names it.
     """
     from .corpora import CORPORA, dataset_checksum, find_corpus, load_corpus, load_folder
-    from .recordings import content_of
 
     if corpus is None:
         dataset = load_folder(data_dir)
         name = Path(data_dir).resolve().name or "own"
         if name in CORPORA:  # whose results these are not
             name = f"own-{name}"
-        known = known_corpora(content_of(path).digest for path in dataset["path"])
-        return Data(name, None, dataset, _folder_checksum(dataset), known)
+        return Data(name, None, dataset, _folder_checksum(dataset))
     name = find_corpus(corpus).name
     dataset = load_corpus(name, data_dir)
     return Data(name, name, dataset, dataset_checksum(dataset))
@@ -129,7 +119,6 @@ def train_to_folder(
     from .training import TrainingError
 
     output_dir = Path(output_dir)
-    recipe = with_start(recipe, data.corpora, config)
     if not is_first():  # another process claims the folder, and writes for all
         return _train_to_folder(
             data, recipe, output_dir, seed, overrides, config, resume, calibration, "", None
@@ -203,7 +192,6 @@ def _train_to_folder(
     )
     fixed = {
         "recipe": recipe.to_dict(),
-        **start_checksum(recipe),
         "config": config or {},
         "seed": seed,
         "calibration": calibration,
@@ -239,7 +227,6 @@ def _train_to_folder(
     record = {
         "corpus": data.name,
         "recipe": recipe.to_dict(),
-        **start_checksum(recipe),
         "overrides": _without_secrets(overrides or {}),
         "config": config or {},
         "seed": seed,
@@ -354,7 +341,6 @@ def run_cross_validation(
     def folds_of(_seed: int) -> list[Fold]:
         return folds
 
-    recipe = with_start(recipe, data.corpora, config)
     plan = Plan(
         corpus=corpus,
         protocol=protocol,

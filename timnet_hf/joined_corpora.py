@@ -53,7 +53,6 @@ def join_corpora(parts: Sequence[Data], shared_labels: bool = False) -> Data:
         corpus=None,
         dataset=joined.cast_column("label", ClassLabel(names=labels)),
         sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
-        corpora=tuple(sorted({name for part in parts for name in part.corpora})),
     )
 
 

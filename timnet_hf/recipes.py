@@ -3,21 +3,17 @@
 
 A recipe names a feature preset, the shape of the network, the augmentation and the optimiser's
 settings. ``paper`` is the published one and stays as it is. ``default`` is ours; its values were
-chosen on RAVDESS actors 1-12 alone, see results/research.md. ``from-scratch`` is the same without
-anything learned from other corpora before.
+chosen on RAVDESS actors 1-12 alone, see results/research.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-#: Start of a recipe until it is known what it is trained on, see :mod:`.starting_weights`.
-OTHER_CORPORA = "other corpora"
 
 
 class RecipeError(ValueError):
-    """A recipe that does not exist, or cannot be followed."""
+    """A recipe that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,6 @@ class Recipe:
         augmentation: Random changes to the training recordings.
         class_weights: Weigh each label in the loss by the inverse of its share.
         standardize: Standardise each coefficient over the training frames.
-        start: Weights to start from, see :mod:`timnet_hf.starting_weights`; None for random ones.
     """
 
     name: str
@@ -73,7 +68,6 @@ class Recipe:
     augmentation: Augmentation = Augmentation()
     class_weights: bool = False
     standardize: bool = True
-    start: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for records and configuration checks."""
@@ -131,10 +125,8 @@ RECIPES: dict[str, Recipe] = {
             max_seconds=2.5,
         ),
         class_weights=True,
-        start=OTHER_CORPORA,
     ),
 }
-RECIPES["from-scratch"] = replace(RECIPES["default"], name="from-scratch", start=None)
 
 
 def get_recipe(name: str) -> Recipe:
@@ -148,4 +140,4 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-__all__ = ["OTHER_CORPORA", "RECIPES", "Augmentation", "Recipe", "RecipeError", "get_recipe"]
+__all__ = ["RECIPES", "Augmentation", "Recipe", "RecipeError", "get_recipe"]

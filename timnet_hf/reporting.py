@@ -70,7 +70,6 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         "corpus": plan.corpus,
         "protocol": plan.protocol,
         "recipe": plan.name,
-        "start": plan.recipe.start,
         "selection": plan.selection,
         "leaks_test_fold": plan.selection == "best-on-test",
         "seeds": list(plan.seeds),
@@ -163,7 +162,7 @@ def render_report(report: dict[str, Any]) -> str:
         "",
         f"{report['n_files']} recordings, {report['n_folds']} folds, "
         f"{len(report['seeds'])} seed(s), {report['parameters']:,} parameters. "
-        f"Starts from {report['start'] or 'scratch'}. Made by `{report['command']}`.",
+        f"Made by `{report['command']}`.",
         "",
     ]
     if report["leaks_test_fold"]:

@@ -31,7 +31,6 @@ from .modeling_timnet import TimNetForAudioClassification
 from .ranks import rank, share, world_size
 from .recipes import Augmentation, Recipe
 from .speaker_timnet import blend, make_profile
-from .starting_weights import load_start
 
 logger = logging.getLogger(__name__)
 
@@ -310,8 +309,7 @@ def train(
     Args:
         store: Features of the corpus, made with ``extractor``.
         indices: The training recordings.
-        recipe: Everything fixed beforehand, its start too, see
-            :func:`timnet_hf.starting_weights.with_start`.
+        recipe: Everything fixed beforehand.
         extractor: Feature extractor of the store; a copy with statistics is returned.
         arguments: See :func:`build_arguments`.
         config: Overrides of the recipe's network, such as an ablation.
@@ -320,7 +318,6 @@ def train(
 
     Raises:
         TrainingError: A label has no training recording, or there is nothing to resume.
-        RecipeError: The recipe's start is unknown, or not of its network.
     """
     rows = np.asarray(indices, dtype=np.int64)
     counts = np.bincount(store.labels[rows], minlength=len(store.label_names))
@@ -333,8 +330,6 @@ def train(
         extractor.mean, extractor.std = mean.tolist(), std.tolist()
     set_seed(arguments.seed)
     model = build_model(recipe, store.label_names, config)
-    if recipe.start is not None:
-        load_start(model, recipe.start)
     weights = torch.ones(len(counts))
     if recipe.class_weights:
         weights = torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
@@ -342,12 +337,11 @@ def train(
         store, rows, extractor, recipe.augmentation, arguments.label_smoothing_factor
     )
     logger.info(
-        "training %s recordings, %s labels, %s parameters, %s epochs, starting from %s",
+        "training %s recordings, %s labels, %s parameters, %s epochs",
         len(dataset),
         len(counts),
         model.num_parameters(),
         arguments.num_train_epochs,
-        recipe.start or "scratch",
     )
     if arguments.push_to_hub:  # what is pushed has to load where this package is not installed
         from .model_folder import make_portable
