@@ -21,7 +21,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -317,20 +317,37 @@ def write_table(name: str, table: str) -> None:
     path.write_text(f"{head}{begin}\n{table}\n\n{end}{tail}", encoding="utf-8")
 
 
-def main() -> None:
-    """Run the variants that were named and have no result yet, then bring the table up to date."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(CHOICES))
+def read_options(
+    description: str | None, names: Iterable[str], measures: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Read a research script's command line, and get ready to train.
+
+    Args:
+        description: The script's docstring.
+        names: What can be tried.
+        measures: What it can be judged by, the usual one first, where there is a choice.
+    """
+    known = sorted(names)
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(known))
     parser.add_argument("--data-dir", type=Path, required=True)
+    if measures:
+        parser.add_argument("--measure", choices=measures, default=measures[0])
     parser.add_argument(
         "--cache", type=Path, default=Path(tempfile.gettempdir()) / "timnet-research"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if unknown := set(options.variants) - set(CHOICES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
+    if unknown := set(options.variants) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     torch.set_num_threads(1)
     keep_freed_memory()
+    return options
+
+
+def main() -> None:
+    """Run the variants that were named and have no result yet, then bring the table up to date."""
+    options = read_options(__doc__, CHOICES)
     write_table("variants", table())
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in options.variants:

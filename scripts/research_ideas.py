@@ -5,23 +5,23 @@
 A variant of `research_variants.py` is other values for the same program. What stands here needs a
 program of its own, and stays out of the package unless it pays ::
 
-    python scripts/research_ideas.py --data-dir ../shared/data --measure few sharpness-aware
+    python scripts/research_ideas.py --data-dir ../shared/data --measure few calm-10
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -30,15 +30,16 @@ import research_voices as voices
 import soundfile
 import torch
 import torch.nn.functional as F  # noqa: N812
-from research import RESULTS, features_of, train_on, write_table
+from research import RESULTS, features_of, read_options, train_on, write_table
 from research_variants import SPEEDS, with_config
+from scipy.signal import fftconvolve
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from timnet_hf import training
 from timnet_hf.audio import load_audio, resample
+from timnet_hf.evaluation import score
 from timnet_hf.feature_store import FeatureStore
-from timnet_hf.memory import keep_freed_memory
 from timnet_hf.prediction import load_model
 from timnet_hf.recipes import Recipe
 
@@ -47,7 +48,6 @@ RECIPE = with_config(num_centered_members=2)
 
 build_model = training.build_model
 SoftTargetLoss = training.SoftTargetLoss
-collate = training.collate
 
 
 class Reversal(torch.autograd.Function):
@@ -213,20 +213,10 @@ def started_from(checkpoint: str) -> dict[str, Any]:
     return {"build_model": Watched(add)}
 
 
-class Together(nn.Module):
-    """Several trained networks asked together: the mean of their logits."""
-
-    def __init__(self, models: list[Any]):
-        super().__init__()
-        self.models = nn.ModuleList(models)
-        self.config = models[0].config
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As one network would answer."""
-        outputs = [model(*args, **kwargs) for model in self.models]
-        first = outputs[0]
-        first.logits = torch.stack([one.logits for one in outputs]).mean(0)
-        return first
+def ask_together(models: list[Any], *recordings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Several trained networks in the place of one: the mean of their logits, see `score`."""
+    parts = [score(model, *recordings) for model in models]
+    return np.mean([logits for logits, _ in parts], axis=0), parts[0][1]
 
 
 def distilled(teachers: list[Any], share: float, temperature: float) -> dict[str, Any]:
@@ -259,11 +249,7 @@ def in_rooms(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np
     tail = random.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
     tail *= 10 ** random.uniform(-1.5, -0.5) / np.linalg.norm(tail)
     tail[0] += 1
-    heard = np.fft.irfft(
-        np.fft.rfft(waveform, len(waveform) + len(tail))
-        * np.fft.rfft(tail, len(waveform) + len(tail)),
-        len(waveform) + len(tail),
-    )[: len(waveform)]
+    heard = fftconvolve(waveform, tail)[: len(waveform)]
     spectrum = np.fft.rfft(random.standard_normal(len(heard)))
     noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(heard))
     level = heard.std() / noise.std() * 10 ** (-random.uniform(10, 30) / 20)
@@ -348,29 +334,16 @@ def taught(idea: str) -> Callable[..., Any]:
         results = [train_on(store, rows, recipe, extractor, 100 * seed + n) for n in range(3)]
         models = [one.model.eval() for one in results]
         if idea == "three-together":
-            return dataclasses.replace(results[0], model=Together(models))
+            return dataclasses.replace(results[0], model=models)
         with patched(distilled(models, 0.7, 1.0)):
             return train_on(store, rows, recipe, extractor, 100 * seed + 3)
 
     return run
 
 
-class patched:  # noqa: N801
-    """The training module with some of its names changed."""
-
-    def __init__(self, changes: dict[str, Any]):
-        self.changes = changes
-
-    def __enter__(self) -> None:
-        """Change them."""
-        self.before = {name: getattr(training, name) for name in self.changes}
-        for name, value in self.changes.items():
-            setattr(training, name, value)
-
-    def __exit__(self, *_: Any) -> None:
-        """Put back what was there."""
-        for name, value in self.before.items():
-            setattr(training, name, value)
+def patched(changes: dict[str, Any]) -> AbstractContextManager[Any]:
+    """The training module with some of its names changed, for as long as this lasts."""
+    return patch.multiple(training, **changes) if changes else nullcontext()
 
 
 def judge(idea: str, measure: str, data_dir: Path, cache: Path, seed: int) -> dict[str, Any]:
@@ -385,34 +358,24 @@ def judge(idea: str, measure: str, data_dir: Path, cache: Path, seed: int) -> di
         augmentation = dataclasses.replace(recipe.augmentation, speeds=speeds)
         recipe = dataclasses.replace(recipe, augmentation=augmentation)
     voices.train_on = taught(idea) if idea.startswith("three-") else train_on
+    voices.score = ask_together if idea == "three-together" else score
     run = voices.RUNS[measure]
     with patched(IDEAS[idea]()):
         figures = run(recipe, extractor, store, seed)
-    return {"seed": seed, **figures, "seconds": round(time.time() - started)}
+    seconds = round(time.time() - started)
+    return {"seed": seed, **figures, "seconds": seconds, "recipe": recipe.to_dict()}
 
 
 def main() -> None:
     """Try the ideas that were named and have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ideas", nargs="*", metavar="IDEA", help=", ".join(IDEAS))
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--measure", choices=voices.MEASURES, default="few")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "timnet-research"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if unknown := set(options.ideas) - set(IDEAS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(IDEAS)}")
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    options = read_options(__doc__, IDEAS, voices.MEASURES)
     folder = RESULTS / "voices"
-    for idea in options.ideas:
+    for idea in options.variants:
         path = folder / f"{idea}-{options.measure}-{options.seed}.json"
         if not path.exists():
             record = judge(idea, options.measure, options.data_dir, options.cache, options.seed)
             path.write_text(json.dumps({"variant": idea, **record}, indent=1) + "\n")
-            print(idea, record, flush=True)
+            print(idea, {key: record[key] for key in record if key != "recipe"}, flush=True)
     write_table("voices", voices.table())
 
 

@@ -235,10 +235,6 @@ VARIANTS: dict[str, Recipe] = {
     "four-of-eight-centered-width-16": with_config(
         num_members=8, hidden_size=16, num_centered_members=4
     ),
-    "centered-epochs-120": dataclasses.replace(
-        members(4, 24, 120, **SPEEDS_ONLY),
-        config={**members(4, 24).config, "num_centered_members": 2},
-    ),
     "centered-batch-16": dataclasses.replace(
         with_config(num_centered_members=2),
         arguments={**members(4, 24).arguments, "per_device_train_batch_size": 16},

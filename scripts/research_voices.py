@@ -26,12 +26,10 @@ run again. The table in ``results/research.md`` is brought up to date ::
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -40,14 +38,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-import torch
-from research import ACTORS, RESULTS, best_loss, features_of, train_on, write_table
+from research import ACTORS, RESULTS, best_loss, features_of, read_options, train_on, write_table
 from research_variants import CHOICES, SPEEDS
 from sklearn.model_selection import StratifiedKFold
 
 from timnet_hf.evaluation import score, uar
 from timnet_hf.feature_store import FeatureStore
-from timnet_hf.memory import keep_freed_memory
 from timnet_hf.mfcc_timnet import DECIBEL, cosine_transform
 from timnet_hf.recipes import Recipe
 
@@ -168,20 +164,8 @@ def table() -> str:
 
 def main() -> None:
     """Run the variants that were named and have no result yet, then bring the table up to date."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(CHOICES))
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--measure", choices=MEASURES, default="few")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "timnet-research"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    single = {name for name, recipes in CHOICES.items() if len(recipes) == 1}
-    if unknown := set(options.variants) - single:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(single)}")
-    torch.set_num_threads(1)
-    keep_freed_memory()
+    single = [name for name, recipes in CHOICES.items() if len(recipes) == 1]
+    options = read_options(__doc__, single, MEASURES)
     folder = RESULTS / "voices"
     folder.mkdir(parents=True, exist_ok=True)
     write_table("voices", table())
