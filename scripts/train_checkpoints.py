@@ -4,8 +4,8 @@
     python scripts/train_checkpoints.py --data ../shared/data
 
 Each is trained on all recordings of its corpora with the default recipe and one fixed seed, and its
-temperature is fitted on speakers left out of one more training. Nothing is chosen by a result: the
-figures on its card are those of the cross-validation of the same recipe.
+temperature is fitted on speakers left out of one more training. The figures on its card are those
+of the cross-validation of the same recipe.
 """
 
 from __future__ import annotations

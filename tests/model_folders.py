@@ -68,7 +68,7 @@ LOSO: dict[str, Any] = {
     "ece": 0.0712,
     "per_class_recall": dict(zip(LABELS, [91.3, 72.8, 63.4, 97.5], strict=True)),
     "per_speaker": {"03": 70.1, "08": 92.6},
-    "baseline": {"name": "svc", "uar": 74.5, "war": 76.25},
+    "baselines": {"svc": {"uar": 74.5, "war": 76.25}, "linear": {"uar": 73.5, "war": 75.25}},
     "wall_time_seconds": 5400,
     "command": "timnet cross-validate --corpus emodb --protocol loso",
 }

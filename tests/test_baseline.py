@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain classifier beside every result: simple, deterministic, blind to the test fold."""
+"""The plain classifiers beside every result: simple, deterministic, blind to the test fold."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from timnet_hf.baseline import baseline_predictions, recording_statistics
+from timnet_hf.baseline import (
+    BASELINES,
+    baseline_predictions,
+    recording_statistics,
+    with_baselines,
+)
+from timnet_hf.protocols import Fold
 
 from .tiny_training import poisoned, tiny_store
 
@@ -35,14 +41,29 @@ class TestPredictions:
     def test_tells_clear_classes_apart(self) -> None:
         store = tiny_store(gap=5.0)
 
-        assert baseline_predictions(store, TRAIN, TEST).tolist() == [0, 1, 2]
+        for predictions in baseline_predictions(store, TRAIN, TEST).values():
+            assert predictions.tolist() == [0, 1, 2]
 
     def test_are_the_same_every_time(self) -> None:
         store = tiny_store(gap=0.1)
 
         one, other = (baseline_predictions(store, TRAIN, TEST) for _ in range(2))
 
-        np.testing.assert_array_equal(one, other)
+        assert list(one) == list(other) == list(BASELINES)
+        for name, predictions in one.items():
+            np.testing.assert_array_equal(predictions, other[name])
+
+    def test_a_voice_that_is_known_may_lie_anywhere(self) -> None:
+        store = tiny_store(per_class=8, gap=5.0)
+        own = [row for row, name in enumerate(store.speakers) if name == "a"]
+        other = [row for row, name in enumerate(store.speakers) if name == "b"]
+        for row in other:
+            store.features[1.0][row] = 3 * store.features[1.0][row] + 1000
+
+        plain, known = (baseline_predictions(store, own, other, known) for known in (False, True))
+
+        for name in BASELINES:
+            assert known[name].tolist() == store.labels[other].tolist() != plain[name].tolist()
 
     def test_learn_nothing_from_the_test_fold(self) -> None:
         store = tiny_store(gap=0.1)
@@ -50,4 +71,16 @@ class TestPredictions:
         clean = baseline_predictions(store, TRAIN, [3])
         beside_garbage = baseline_predictions(poisoned(store, [7, 11], 1e6), TRAIN, TEST)
 
-        assert beside_garbage[0] == clean[0]
+        for name in BASELINES:
+            assert beside_garbage[name][0] == clean[name][0]
+
+    def test_stand_in_the_records_of_every_seed(self) -> None:
+        store, fold = tiny_store(gap=0.1), Fold("one", np.array(TRAIN), np.array(TEST))
+        records = [{"fold": "one", "seed": 0}, {"fold": "one", "seed": 1, "enrolled": {}}]
+
+        plain, known = with_baselines(records, store, [fold])
+
+        expected = baseline_predictions(store, TRAIN, TEST)
+        assert plain["baselines"] == known["baselines"]
+        assert plain["baselines"] == {name: one.tolist() for name, one in expected.items()}
+        assert "adapted_baselines" in known and "adapted_baselines" not in plain

@@ -213,9 +213,13 @@ class TestCrossValidate:
         assert report["command"] == (
             "timnet cross-validate --data-dir=own --seeds 1 --results results"
         )
+        svc, linear = (report["baselines"][name] for name in ("svc", "linear"))
         assert ended.out.splitlines() == [
-            f"UAR {report['uar']['pooled']:.2f} %  (plain SVC {report['baseline']['uar']:.2f} %)",
-            f"WAR {report['war']['pooled']:.2f} %  (plain SVC {report['baseline']['war']:.2f} %)",
+            *(
+                f"{name.upper()} {report[name]['pooled']:.2f} %  (plain SVC {svc[name]:.2f} %, "
+                f"plain linear model {linear[name]:.2f} %)"
+                for name in ("uar", "war")
+            ),
             f"report in {results / 'own/loso/default'}",
         ]
 
@@ -242,6 +246,8 @@ class TestCrossValidate:
             ("--protocol loto", "sentence"),
             ("--protocol group", "column to group by"),
             ("--protocol group --group-by speaker --folds 5", "cannot make 5 folds"),
+            ("--group-by room", "loso does not group by 'room'"),
+            ("--protocol loto --folds 3", "The number of folds of loto is given"),
             ("--protocol kfold --folds 9", "8 recordings cannot make 9 folds"),
             ("--corpus klingon", "unknown corpus 'klingon'; known are casia, emodb"),
             ("--recipe best", "Unknown recipe 'best'"),

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import timnet_hf.calibration
 import timnet_hf.training
-from timnet_hf import reporting
+from timnet_hf import feature_store, joined_corpora, reporting
 from timnet_hf.configuration_timnet import ABLATIONS, TimNetConfig
 from timnet_hf.corpora import CorpusError
 from timnet_hf.crossvalidation import CrossValidationError
@@ -28,7 +29,7 @@ from timnet_hf.experiment import (
 )
 from timnet_hf.hub import verify_model_folder
 from timnet_hf.prediction import load_model
-from timnet_hf.protocols import ProtocolError
+from timnet_hf.protocols import Fold, ProtocolError
 from timnet_hf.recipes import get_recipe
 from timnet_hf.training import ProgressReport, TrainingError
 
@@ -339,12 +340,44 @@ class TestCrossValidation:
         assert resumed == whole
         assert resumed["seeds"] == [0, 1]
 
+    def test_fewer_seeds_do_not_shrink_a_report(self, data: Data, tmp_path: Path) -> None:
+        folder, both = cross_validate(data, tmp_path, seeds=(0, 1))
+        _, report = cross_validate(data, tmp_path, seeds=(0,))
+        assert report == both and report["seeds"] == [0, 1]
+
+        (folder / "folds" / "seed-1" / "speaker-b.json").unlink()
+        _, report = cross_validate(data, tmp_path, seeds=(0,))
+        assert report["seeds"] == [0]
+
+    @pytest.mark.parametrize(
+        "option", [{"protocol": "kfold"}, {"n_folds": 3}, {"group_by": "room"}]
+    )
+    def test_judged_on_another_corpus_there_are_no_folds_to_choose(
+        self, option: dict[str, Any], data: Data, tmp_path: Path, no_training: None
+    ) -> None:
+        with pytest.raises(CrossValidationError, match="all of one is learned from"):
+            cross_validate(data, tmp_path, **{"protocol": None, "test_data": data, **option})
+
+    def test_clips_of_two_corpora_are_as_long_as_the_longer_ones(
+        self, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(dataset: Any, extractor: Any, *_: Any) -> None:
+            raise InterruptedError(extractor.num_samples)
+
+        monkeypatch.setattr(feature_store, "compute_features", stop)
+        fold = Fold("to-ravdess", np.arange(4), np.arange(4, 8))
+        monkeypatch.setattr(joined_corpora, "cross_corpus_fold", lambda *_: (data, fold))
+        one, other = (replace(data, name=name, corpus=name) for name in ("emodb", "ravdess"))
+        with pytest.raises(InterruptedError, match="110000"):
+            recipe = replace(RECIPE, preset="paper")
+            run_cross_validation(one, recipe, None, tmp_path, test_data=other)
+
     def test_groups_of_any_column_stay_together(self, data: Data, tmp_path: Path) -> None:
         folder, report = cross_validate(
             data, tmp_path, protocol="group", group_by="room", n_folds=2
         )
 
-        assert report["n_folds"] == 2
+        assert report["n_folds"] == 2 and report["group_by"] == "room"
         room = dict(zip(data.dataset["path"], data.dataset["room"], strict=True))
         rooms = {Path(path).name: value for path, value in room.items()}
         for path in (folder / "folds").rglob("*.json"):
@@ -363,7 +396,7 @@ class TestCrossValidation:
         cross_validate(data, tmp_path, **first)
         request.getfixturevalue("no_training")
 
-        with pytest.raises(CrossValidationError, match="holds a fold of other recordings"):
+        with pytest.raises(CrossValidationError, match="fold of other|another group_by"):
             cross_validate(data, tmp_path, **other)
 
     def test_an_ablation_lies_beside_the_whole_network(self, data: Data, tmp_path: Path) -> None:

@@ -409,3 +409,18 @@ def test_real_utterances_in_a_row_are_found_one_by_one(
         inside = [e for e in events if start - 0.02 <= e["start"] and e["end"] <= end + 0.02]
         assert sum(event["end"] - event["start"] for event in inside) > 0.75 * (end - start)
     assert sum(e["end"] - e["start"] for e in events) <= sum(b - a for a, b in spoken)
+
+
+@pytest.mark.parametrize("adapt", ["model", "extractor"])
+def test_half_an_adaptation_is_refused(
+    model: TimNetForAudioClassification,
+    extractor: TimNetFeatureExtractor,
+    call: np.ndarray,
+    adapt: str,
+) -> None:
+    profile = model.describe_speaker("anna", [call], extractor)
+    adapted = {"model": model.adapted_to(profile), "extractor": extractor.adapted_to(profile)}
+    TimNetTimelinePipeline(model=adapted["model"], feature_extractor=adapted["extractor"])
+    both = {"model": model, "extractor": extractor, adapt: adapted[adapt]}
+    with pytest.raises(ValueError, match="one alone is adapted"):
+        TimNetTimelinePipeline(model=both["model"], feature_extractor=both["extractor"])

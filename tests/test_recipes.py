@@ -85,6 +85,13 @@ class TestPaper:
         assert build_extractor(RECIPES["paper"], "ravdess").num_samples == 110_000
         assert build_extractor(RECIPES["default"], "emodb").num_samples is None
 
+    def test_is_deeper_for_iemocap(self) -> None:
+        deep = RECIPES["paper"].for_corpus("iemocap")
+
+        assert build_model(deep, EMODB[:4]).config.num_hidden_layers == 10
+        assert RECIPES["paper"].for_corpus("emodb") is RECIPES["paper"]
+        assert RECIPES["default"].for_corpus("iemocap") is RECIPES["default"]
+
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="Unknown recipe 'best'.*paper, default"):

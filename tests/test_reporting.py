@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from timnet_hf import reporting
-from timnet_hf.crossvalidation import Plan
+from timnet_hf.crossvalidation import Plan, enrolment_order
 from timnet_hf.evaluation import uar, war
 from timnet_hf.reporting import (
     bootstrap_interval,
@@ -37,7 +37,7 @@ PLAN = Plan(
     command="timnet cross-validate --corpus toy",
 )
 
-#: Reference → prediction of two speakers' recordings, for two seeds, and the baseline's.
+#: Reference → prediction of two speakers' recordings, for two seeds, and the baselines'.
 REFERENCES = {"a": [0, 0, 1, 2], "b": [0, 1, 1, 2]}
 PREDICTIONS = {
     0: {"a": [0, 1, 1, 2], "b": [0, 1, 1, 0]},
@@ -61,7 +61,8 @@ def fold(seed: int, speaker: str, first_row: int) -> dict[str, Any]:
         "references": references,
         "logits": (np.eye(3)[predictions] * 2).tolist(),
         "fusion_weights": [0.5, 0.1 + seed],
-        "baseline_predictions": BASELINE[speaker],
+        "baselines": {"svc": BASELINE[speaker], "linear": BASELINE[speaker]},
+        "adapted_baselines": {"svc": references, "linear": BASELINE[speaker]},
         "uar": uar(np.array(references), np.array(predictions)),
         "war": war(np.array(references), np.array(predictions)),
         "seconds": 1.4,
@@ -176,24 +177,33 @@ class TestBuildReport:
     def test_confusion_counts_all_seeds(self, report: dict[str, Any]) -> None:
         assert report["confusion"] == [[4, 1, 1], [1, 5, 0], [2, 0, 2]]
 
-    def test_the_baseline_stands_beside(self, report: dict[str, Any]) -> None:
+    def test_the_baselines_stand_beside(self, report: dict[str, Any]) -> None:
         predictions = np.array(BASELINE["a"] + BASELINE["b"])
 
-        assert report["baseline"]["name"] == "svc"
-        assert report["baseline"]["uar"] == pytest.approx(
+        assert set(report["baselines"]) == {"svc", "linear"}
+        assert report["baselines"]["svc"]["uar"] == pytest.approx(
             100 * balanced_accuracy_score(pooled(0)[0], predictions), abs=0.005
         )
-        assert report["baseline"]["war"] == 62.5
-        assert report["beats_baseline"] is True
+        assert report["baselines"]["svc"]["war"] == 62.5
+        assert report["verdict"] == ""
 
     def test_says_where_the_network_loses(self, folds: list[dict[str, Any]]) -> None:
         for record in folds:
-            record["baseline_predictions"] = record["references"]
+            record["baselines"]["linear"] = record["references"]
 
         report = build_report(PLAN, folds)
 
-        assert report["beats_baseline"] is False
-        assert "TIM-Net **loses to** the plain SVC." in render_report(report)
+        found = "loses to the plain linear model in UAR and the plain linear model in WAR"
+        assert report["verdict"] == found
+        assert f"TIM-Net **{found}**." in render_report(report)
+
+    def test_a_tie_is_no_loss(self, folds: list[dict[str, Any]]) -> None:
+        for record in folds:
+            record["baselines"]["svc"] = np.argmax(record["logits"], 1).tolist()
+
+        report = build_report(replace(PLAN, seeds=(0,)), folds[:2])
+
+        assert report["verdict"].startswith("level with the plain SVC in UAR")
 
     def test_fusion_weights_are_the_models_mean(self, report: dict[str, Any]) -> None:
         assert report["fusion_weights"] == [0.5, 0.6]
@@ -300,10 +310,11 @@ class TestWriteReport:
         assert (
             f"| UAR | {report['uar']['pooled']:.2f} | {report['uar']['fold_mean']:.2f} | "
             f"{report['uar']['fold_std']:.2f} | {low:.2f}–{high:.2f} | "
-            f"{report['baseline']['uar']:.2f} |"
+            f"{report['baselines']['svc']['uar']:.2f} | "
+            f"{report['baselines']['linear']['uar']:.2f} |"
         ) in text
         assert "| sad | 50.0 |" in text
-        assert "TIM-Net beats the plain SVC." in text
+        assert "TIM-Net beats the plain classifiers." in text
 
 
 class TestACalibratedRun:
@@ -350,10 +361,23 @@ class TestARunWithEnrolledVoices:
 
     def test_tells_the_gain_by_number_of_recordings(self, enrolled: list[dict[str, Any]]) -> None:
         report = build_report(PLAN, enrolled)
-        assert list(report["enrolled"]) == ["1", "3", "10", "all"]
-        assert report["enrolled"]["1"]["uar"] == report["uar"]["pooled"] < 100
-        assert report["enrolled"]["all"] == {"uar": 100.0, "war": 100.0}
-        assert "| all | 100.00 | 100.00 |" in render_report(report)
+        # Each voice has four recordings here: with ten of them enrolled, none is left to judge.
+        assert list(report["enrolled"]) == ["1", "3", "all"]
+        one, all_ = report["enrolled"]["1"], report["enrolled"]["all"]
+        assert one["uar"] == one["uar_without"] < 100 and one["n_files"] == 6
+        assert all_["uar"] == 100 and all_["war_without"] == report["war"]["pooled"]
+        assert f"| all | 8 | 100.00 | {report['uar']['pooled']:.2f} |" in render_report(report)
+
+    def test_a_recording_that_is_enrolled_is_not_judged(
+        self, enrolled: list[dict[str, Any]]
+    ) -> None:
+        """Known from one recording, the model gets that one right and all others wrong."""
+        for fold in enrolled:
+            (known,) = enrolment_order(np.array(fold["rows"]), fold["seed"])[:1]
+            right = np.array(fold["rows"]) == known
+            answers = (np.array(fold["references"]) + ~right) % 3
+            fold["enrolled"]["1"] = np.eye(3)[answers].tolist()
+        assert build_report(PLAN, enrolled)["enrolled"]["1"]["war"] == 0
 
     def test_a_report_of_its_own_lies_beside(
         self, enrolled: list[dict[str, Any]], tmp_path: Path
@@ -363,5 +387,7 @@ class TestARunWithEnrolledVoices:
         adapted = json.loads((folder.with_name(f"{PLAN.name}-adapted") / "report.json").read_text())
         assert adapted["recipe"] == f"{PLAN.name}-adapted" and adapted["protocol"] == "loso"
         assert adapted["uar"]["pooled"] == adapted["uar"]["fold_mean"] == 100
+        assert adapted["transductive"] and not report["transductive"]
+        assert adapted["baselines"]["svc"]["uar"] == 100 > report["baselines"]["svc"]["uar"]
         assert json.loads((folder / "report.json").read_text())["uar"] == report["uar"]
         assert report["uar"]["pooled"] < 100 and report["recipe"] == PLAN.name

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sanity row: a support-vector classifier on plain statistics of the same features.
+"""The sanity rows: plain classifiers on plain statistics of the same features.
 
-A network that loses to it has not earned its place, and the tables say so.
+A support-vector classifier and a linear model. A network that loses to either has not earned its
+place, and the tables say so.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
+    from .protocols import Fold
     from .training import Rows
+
+#: Name in reports → what tables call it.
+BASELINES = {"svc": "plain SVC", "linear": "plain linear model"}
 
 
 def recording_statistics(features: np.ndarray) -> np.ndarray:
@@ -33,16 +39,92 @@ def recording_statistics(features: np.ndarray) -> np.ndarray:
     )
 
 
-def baseline_predictions(store: FeatureStore, train: Rows, test: Rows) -> np.ndarray:
-    """Class indices that the baseline, trained on ``train``, gives the recordings of ``test``."""
+def baseline_predictions(
+    store: FeatureStore, train: Rows, test: Rows, per_speaker: bool = False
+) -> dict[str, np.ndarray]:
+    """What each of ``BASELINES``, trained on ``train``, says of the recordings of ``test``.
+
+    Args:
+        store: Features of the corpus.
+        train: Rows to learn from.
+        test: Rows to judge.
+        per_speaker: Standardise the statistics over each speaker's own recordings, apart on either
+            side: what a plain classifier makes of voices that are known. Every row has a speaker.
+
+    Returns:
+        Name → class indices (recordings of ``test``,).
+    """
+    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    classifier = make_pipeline(StandardScaler(), SVC(C=10.0, class_weight="balanced"))
-    table = {row: recording_statistics(store.original[row]) for row in {*train, *test}}
-    classifier.fit(np.stack([table[row] for row in train]), store.labels[np.asarray(train)])
-    return classifier.predict(np.stack([table[row] for row in test]))
+    sides = []
+    for rows in (np.asarray(train), np.asarray(test)):
+        table = np.stack([recording_statistics(store.original[row]) for row in rows])
+        if per_speaker:
+            speakers = np.array([str(store.speakers[row]) for row in rows])
+            for speaker in np.unique(speakers):
+                own = speakers == speaker
+                table[own] = StandardScaler().fit_transform(table[own])
+        sides.append(table)
+    classifiers = {
+        "svc": SVC(C=10.0, class_weight="balanced"),
+        "linear": LogisticRegression(C=0.1, class_weight="balanced", max_iter=5000),
+    }
+    predictions = {}
+    for name, classifier in classifiers.items():
+        model = make_pipeline(StandardScaler(), classifier)
+        model.fit(sides[0], store.labels[np.asarray(train)])
+        predictions[name] = model.predict(sides[1])
+    return predictions
 
 
-__all__ = ["baseline_predictions", "recording_statistics"]
+def with_baselines(
+    records: Sequence[dict[str, Any]], store: FeatureStore, folds: Sequence[Fold]
+) -> list[dict[str, Any]]:
+    """The folds' records of all seeds, each with what the plain classifiers say of its recordings.
+
+    They take seconds and depend on no seed, so they are made for a report and not kept with a fold.
+    Records that were scored with enrolled voices get those that know each voice too.
+    """
+    known = any("enrolled" in record for record in records)
+    plain, adapted = (
+        {
+            fold.name: {
+                name: predictions.tolist()
+                for name, predictions in baseline_predictions(
+                    store, fold.train, fold.test, per_speaker
+                ).items()
+            }
+            for fold in folds
+        }
+        if needed
+        else {}
+        for per_speaker, needed in ((False, True), (True, known))
+    )
+    return [
+        {
+            **record,
+            "baselines": plain[record["fold"]],
+            **({"adapted_baselines": adapted[record["fold"]]} if "enrolled" in record else {}),
+        }
+        for record in records
+    ]
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """Where a report's network does not beat a plain classifier, in words; empty if nowhere."""
+    lost, level = [], []
+    for name, figures in report.get("baselines", {}).items():
+        for metric, value in figures.items():
+            what = f"the {BASELINES[name]} in {metric.upper()}"
+            if report[metric]["pooled"] < value:
+                lost.append(what)
+            elif report[metric]["pooled"] == value:
+                level.append(what)
+    parts = [(f"loses to {' and '.join(lost)}", lost), (f"level with {' and '.join(level)}", level)]
+    return ", ".join(text for text, found in parts if found)
+
+
+__all__ = ["BASELINES", "baseline_predictions", "recording_statistics", "verdict", "with_baselines"]

@@ -20,6 +20,7 @@ from .tables import (
     CROSS_CORPUS,
     PROTOCOL_TITLES,
     ResultsError,
+    is_adapted,
     load_reports,
     protocol_title,
     render_reports,
@@ -95,7 +96,6 @@ def reports_for(
             for part, other in (parts, parts[::-1])
             for report in load_reports(results_dir, part)
             if report["protocol"] == f"{CROSS_CORPUS}{other}"
-            and not _is_adapted(report)
             and _is_of(recipe, report, results_dir)
         ]
     files = (record.get("data") or {}).get("files")
@@ -106,7 +106,7 @@ def reports_for(
         and files in (None, report.get("n_files"))
         and _is_of(recipe, report, results_dir)
     ]
-    return sorted(reports, key=_is_adapted)
+    return sorted(reports, key=is_adapted)
 
 
 def _is_of(
@@ -133,11 +133,7 @@ def _is_of(
 
 def evaluation_name(report: dict[str, Any]) -> str:
     """What a report is called in a model folder: its protocol, and whether voices were enrolled."""
-    return f"{report['protocol']}{ADAPTED if _is_adapted(report) else ''}"
-
-
-def _is_adapted(report: dict[str, Any]) -> bool:
-    return str(report["recipe"]).endswith(ADAPTED)
+    return f"{report['protocol']}{ADAPTED if is_adapted(report) else ''}"
 
 
 def build_card(
@@ -168,7 +164,7 @@ def build_card(
         (report for report in reports if not report.get("leaks_test_fold")),
         key=lambda report: (
             order.index(report["protocol"]) if report["protocol"] in order else 99,
-            _is_adapted(report),
+            is_adapted(report),
         ),
     )
     card = ModelCard.from_template(
@@ -232,7 +228,7 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
     results = []
     for report in reports:
         title = protocol_title(report["protocol"])
-        title += ", test voices enrolled" if _is_adapted(report) else ""
+        title += ", test voices enrolled" if is_adapted(report) else ""
         corpus = CORPORA.get(report["corpus"])
         for kind, name, value in (
             ("recall", "UAR (unweighted average recall, macro recall), %", report["uar"]["pooled"]),
@@ -296,7 +292,9 @@ def _about_training(
     recipe = record.get("recipe") or {}
     versions = record.get("versions") or {}
     seconds = record.get("wall_time_seconds") or 0.0
-    validation = sum(report.get("wall_time_seconds", 0) for report in reports)
+    # Reports with enrolled voices are of the same trainings.
+    plain = [report for report in reports if not is_adapted(report)]
+    validation = sum(report.get("wall_time_seconds", 0) for report in plain)
     neutral = (None, 0, 0.0, [1.0], (1.0,))
     augmentation = {
         name: value
@@ -349,8 +347,10 @@ def _about_results(
                 "judged": protocol_title(report["protocol"]),
                 "uar": f"{report['uar']['pooled']:.2f}",
                 "chance": f"{100 / len(report['per_class_recall']):.1f}",
+                "ece": f"{report['ece']:.3f}",
             }
             for report in reports
+            if not is_adapted(report)
         ]
         return values
     first = reports[0]
@@ -363,9 +363,20 @@ def _about_results(
         "high": f"{high:.2f}",
         "chance": f"{100 / len(first['per_class_recall']):.1f}",
     }
+    gains = {count: one for count, one in first.get("enrolled", {}).items() if count != "all"}
     values["enrolled"] = [
-        (count, f"{figures['uar']:.2f}") for count, figures in first.get("enrolled", {}).items()
+        {"count": count, "uar": f"{one['uar']:.2f}", "without": f"{one['uar_without']:.2f}"}
+        for count, one in gains.items()
     ]
+    helps = [count for count, one in gains.items() if one["uar"] > one["uar_without"]]
+    if helps and helps[0] != next(iter(gains)):
+        values["gain_from"] = helps[0]
+    for report in reports[1:]:
+        if report.get("transductive") and report["protocol"] == first["protocol"]:
+            values["transductive"] = {
+                "uar": f"{report['uar']['pooled']:.2f}",
+                "ece": f"{report['ece']:.3f}",
+            }
     values["first_seeds"] = len(first["seeds"]) if len(first["seeds"]) > 1 else None
     values["ece"] = f"{first.get('ece_uncalibrated', first['ece']):.3f}"
     if "ece_uncalibrated" in first:

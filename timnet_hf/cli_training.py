@@ -100,8 +100,9 @@ def cross_validate(
     data_dir: DataOption,
     corpus: CorpusOption = None,
     protocol: Annotated[
-        str, typer.Option(help="kfold, emobox, loso, loto, or group with --group-by.")
-    ] = "loso",
+        str | None,
+        typer.Option(help="kfold, emobox, loso (the default), loto, or group with --group-by."),
+    ] = None,
     test_corpus: Annotated[
         str | None,
         typer.Option(help="Learn from all of --corpus, be judged on this one; no protocol then."),
@@ -120,10 +121,13 @@ def cross_validate(
         int, typer.Option(min=0, max=4, help="Inner folds to fit each fold's temperature on.")
     ] = 0,
     group_by: Annotated[str | None, typer.Option(help="Column of the group protocol.")] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Folds of kfold and group.")] = 10,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Folds of kfold and group; by default 10.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where reports go.")] = Path("results"),
 ) -> None:
     """Train and judge one model a fold; write a report."""
+    from .baseline import BASELINES
     from .crossvalidation import SELECTIONS, CrossValidationError
     from .experiment import load_data, run_cross_validation, with_ablation
     from .memory import keep_freed_memory
@@ -153,9 +157,10 @@ def cross_validate(
             command=typed_command(),
             progress=progress,
         )
+    plain = report["baselines"]
     for name in ("uar", "war"):
-        value, baseline = report[name]["pooled"], report["baseline"][name]
-        say(f"{name.upper()} {value:.2f} %  (plain SVC {baseline:.2f} %)")
+        beside = [f"{BASELINES[one]} {figures[name]:.2f} %" for one, figures in plain.items()]
+        say(f"{name.upper()} {report[name]['pooled']:.2f} %  ({', '.join(beside)})")
     say(f"report in {folder}")
 
 

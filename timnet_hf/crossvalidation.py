@@ -33,7 +33,7 @@ from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full
 from .protocols import Fold
 from .recipes import Recipe
-from .workers import end_with_parent
+from .workers import available_cores, end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Plan:
         arguments: Overrides of the recipe's training arguments.
         selection: One of ``SELECTIONS``.
         calibration: Inner folds that each fold's temperature is fitted on; 0 for no temperature.
+        group_by: Column whose values the protocol ``group`` keeps together.
         shown_fold: The fold whose model draws the map of the fused vectors, for the first seed.
         command: How the run was asked for.
     """
@@ -80,6 +81,7 @@ class Plan:
     arguments: dict[str, Any] | None = None
     selection: str = "last-epoch"
     calibration: int = 0
+    group_by: str | None = None
     shown_fold: str = ""
     command: str = ""
 
@@ -103,6 +105,7 @@ class Plan:
             "arguments": self.arguments or {},
             "selection": self.selection,
             **({"calibration": self.calibration} if self.calibration else {}),
+            **({"group_by": self.group_by} if self.group_by else {}),
             "data_sha256": self.data_sha256,
         }
 
@@ -203,6 +206,19 @@ def read_folds(
     return records
 
 
+def finished_seeds(
+    folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
+) -> tuple[int, ...]:
+    """The plan's seeds, and those beside them that an earlier run of it has finished."""
+    found = {int(path.name.removeprefix("seed-")) for path in folder.glob("folds/seed-[0-9]*")}
+    more = sorted(found - set(plan.seeds))
+    return plan.seeds + tuple(
+        seed
+        for seed in more
+        if all(_read_fold(folder, plan, seed, fold) is not None for fold in make_folds(seed))
+    )
+
+
 def _fold_path(folder: Path, seed: int, fold: Fold) -> Path:
     return folder / "folds" / f"seed-{seed}" / f"{fold.name}.json"
 
@@ -263,7 +279,7 @@ def _run(
     jobs: int,
 ) -> Iterator[str]:
     """Run the tasks here or in worker processes; yield each one's name when it is written."""
-    cores = os.cpu_count() or jobs
+    cores = available_cores()
     if jobs > cores:
         logger.warning("%s jobs would share %s core(s): as many are run at a time", jobs, cores)
     jobs = max(1, min(jobs, cores, len(tasks)))
@@ -303,7 +319,7 @@ def _start_worker(
     import torch
 
     end_with_parent()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     keep_freed_memory()
     _worker.update(plan=plan, store=store, extractor=extractor)
 
@@ -320,7 +336,6 @@ def _run_fold(
     fold: Fold,
 ) -> dict[str, Any]:
     """Train on one fold's training side, score its test side."""
-    from .baseline import baseline_predictions
     from .calibration import inner_temperature
     from .evaluation import BestOnTest, LastEpochs, score, tsne, uar, war
     from .training import build_arguments, train
@@ -358,7 +373,6 @@ def _run_fold(
             store, fold.inner, plan.recipe, extractor, seed, plan.config, plan.arguments
         )
     references = store.labels[fold.test]
-    baseline = baseline_predictions(store, fold.train, fold.test)
     record = {
         "fingerprint": plan.fingerprint(),
         "fold": fold.name,
@@ -371,11 +385,10 @@ def _run_fold(
         "speakers": [store.speakers[row] for row in fold.test],
         "references": references.tolist(),
         "logits": np.round(logits.astype(float), 4).tolist(),
-        **_enrolled(plan, trained, store, fold),
+        **_enrolled(plan, trained, store, seed, fold),
         **({"temperature": temperature} if temperature is not None else {}),
         "last_epochs": steadiness.predictions,
         "fusion_weights": _fusion_weights(trained.model),
-        "baseline_predictions": baseline.tolist(),
         "uar": uar(references, logits.argmax(1)),
         "war": war(references, logits.argmax(1)),
         "seconds": round(time.perf_counter() - started, 1),
@@ -388,7 +401,7 @@ def _run_fold(
 
 
 def _enrolled(
-    plan: Plan, trained: Any, store: FeatureStore, fold: Fold
+    plan: Plan, trained: Any, store: FeatureStore, seed: int, fold: Fold
 ) -> dict[str, dict[str, list[list[float]]]]:
     """The test side's logits once more, each voice known from 1, 3, 10 or all its recordings.
 
@@ -409,13 +422,18 @@ def _enrolled(
     }
     for speaker in sorted(set(speakers[fold.test])):
         own = np.flatnonzero(speakers[fold.test] == speaker)
-        drawn = np.random.default_rng(0).permutation(fold.test[own])
+        drawn = enrolment_order(fold.test[own], seed)
         for count, scores in logits.items():
             enrolled = drawn if count == "all" else drawn[: int(count)]
             scores[own], _ = score(
                 trained.model, trained.extractor, store, fold.test[own], enrolled=enrolled
             )
     return {"enrolled": {count: np.round(scores, 4).tolist() for count, scores in logits.items()}}
+
+
+def enrolment_order(rows: np.ndarray, seed: int) -> np.ndarray:
+    """In which order a voice's recordings are enrolled: at random, another one for each seed."""
+    return np.random.default_rng(seed).permutation(rows)
 
 
 def _fusion_weights(model: Any) -> list[float]:
@@ -433,6 +451,8 @@ __all__ = [
     "CrossValidationError",
     "Plan",
     "cross_validate",
+    "enrolment_order",
+    "finished_seeds",
     "read_folds",
     "write_json",
 ]

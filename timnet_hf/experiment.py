@@ -16,7 +16,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .crossvalidation import CrossValidationError, Plan, cross_validate, read_folds, write_json
+from .crossvalidation import (
+    CrossValidationError,
+    Plan,
+    cross_validate,
+    finished_seeds,
+    read_folds,
+    write_json,
+)
 from .output_folder import sole_use, told_when_full
 from .ranks import is_first, world_size
 from .recipes import Recipe
@@ -161,6 +168,7 @@ def _train_to_folder(
     from .provenance import versions
     from .training import ProgressReport, SaveReport, build_arguments, build_extractor, train
 
+    recipe = recipe.for_corpus(data.corpus)
     clock = time.perf_counter()
     checkpoints = output_dir / "trainer"
     # When the training began, and how long it has taken, in all the parts it was made in.
@@ -281,7 +289,7 @@ def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> Non
 def run_cross_validation(
     data: Data,
     recipe: Recipe,
-    protocol: str,
+    protocol: str | None,
     results: str | Path,
     seeds: Sequence[int] = (0,),
     jobs: int = 1,
@@ -290,7 +298,7 @@ def run_cross_validation(
     overrides: dict[str, Any] | None = None,
     selection: str = "last-epoch",
     group_by: str | None = None,
-    n_folds: int = 10,
+    n_folds: int | None = None,
     test_data: Data | None = None,
     calibration: int = 0,
     command: str = "",
@@ -302,14 +310,17 @@ def run_cross_validation(
     With ``test_data`` there is one fold: learn from all of ``data``, be judged on all of that. It
     takes the place of the protocol, and the run's folder is ``<corpus>/to-<test corpus>``.
     With ``calibration`` each fold gets a temperature, fitted on so many inner folds.
+    The report is of all seeds that lie finished in the run's folder, those asked for among them.
 
     Returns:
         The run's folder and its report.
 
     Raises:
         ProtocolError: The folds cannot be made from these recordings.
-        CrossValidationError: The folder holds a run with another configuration.
+        CrossValidationError: An option has no meaning for the protocol, or the folder holds a run
+            with another configuration.
     """
+    from .baseline import with_baselines
     from .calibration import INNER_FOLDS
     from .feature_store import compute_features
     from .joined_corpora import cross_corpus_fold
@@ -321,13 +332,15 @@ def run_cross_validation(
         raise CrossValidationError("No seed. Ask for at least one.")
     if world_size() > 1:
         raise CrossValidationError("Folds are trained side by side with --jobs, not by a launcher.")
-    corpus = data.name
+    protocol = _checked_protocol(protocol, group_by, n_folds, test_data is not None)
+    corpus, known = data.name, [data.corpus, test_data.corpus if test_data else None]
+    recipe = recipe.for_corpus(data.corpus)
     if test_data is not None:
         data, fold = cross_corpus_fold(data, test_data)
         protocol, folds = fold.name, [fold]
     else:
         folds = make_folds(
-            data.dataset, protocol, corpus=data.corpus, n_folds=n_folds, group_by=group_by
+            data.dataset, protocol, corpus=data.corpus, n_folds=n_folds or 10, group_by=group_by
         )
 
     if calibration:
@@ -352,10 +365,14 @@ def run_cross_validation(
         arguments=overrides,
         selection=selection,
         calibration=calibration,
+        group_by=group_by,
         shown_fold=folds[0].name,
         command=command,
     )
-    extractor = build_extractor(recipe, data.corpus)
+    # The paper's preset has a length of clip for each corpus: the one that cuts nothing off.
+    extractor = max(
+        (build_extractor(recipe, name) for name in known), key=lambda one: one.num_samples or 0
+    )
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
     )
@@ -363,7 +380,31 @@ def run_cross_validation(
         plan, store, extractor, folds_of, results, jobs=jobs, progress=_named(progress, "folds")
     )
     with told_when_full(folder, "free some space and run the command again: all folds are kept"):
-        return folder, write_report(folder, plan, read_folds(folder, plan, folds_of))
+        plan = replace(plan, seeds=finished_seeds(folder, plan, folds_of))
+        records = with_baselines(read_folds(folder, plan, folds_of), store, folds)
+        return folder, write_report(folder, plan, records)
+
+
+def _checked_protocol(
+    protocol: str | None, group_by: str | None, n_folds: int | None, cross_corpus: bool
+) -> str:
+    """The protocol, by default ``loso``; an option that would go unheard is refused."""
+    if cross_corpus and (protocol or group_by or n_folds):
+        raise CrossValidationError(
+            "Judged on another corpus, all of one is learned from: leave out the protocol, the "
+            "number of folds and the column to group by."
+        )
+    protocol = protocol or "loso"
+    if group_by and protocol != "group":
+        raise CrossValidationError(
+            f"{protocol} does not group by {group_by!r}. Ask for the protocol group."
+        )
+    if n_folds and protocol not in ("kfold", "group"):
+        raise CrossValidationError(
+            f"The number of folds of {protocol} is given by the recordings. Leave it out, or ask "
+            "for kfold or group."
+        )
+    return protocol
 
 
 def with_ablation(name: str | None) -> tuple[str, dict[str, Any]]:

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from .crossvalidation import ENROLMENT_COUNTS, Plan, write_json
+from .baseline import BASELINES, verdict
+from .crossvalidation import ENROLMENT_COUNTS, Plan, enrolment_order, write_json
 from .evaluation import softmax, uar, war
 from .output_folder import in_one_step
 
 BOOTSTRAP_ROUNDS = 1000
 CALIBRATION_BINS = 15
 #: What a fold's record says of the model without enrolled speakers only.
-_UNADAPTED = ("enrolled", "tsne", "tsne_labels", "last_epochs")
+_UNADAPTED = ("enrolled", "baselines", "adapted_baselines", "tsne", "tsne_labels", "last_epochs")
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
@@ -62,7 +63,7 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
     pooled = {seed: _pool(records) for seed, records in by_seed.items()}
     names = folds[0]["labels"]
     per_speaker: dict[str, list[float]] = defaultdict(list)
-    for references, predictions, _, speakers, _ in pooled.values():
+    for references, predictions, _, speakers in pooled.values():
         for speaker in sorted({name for name in speakers if name is not None}):
             chosen = np.array([name == speaker for name in speakers])
             per_speaker[speaker].append(uar(references[chosen], predictions[chosen]))
@@ -72,6 +73,8 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         "recipe": plan.name,
         "selection": plan.selection,
         "leaks_test_fold": plan.selection == "best-on-test",
+        "transductive": any(fold.get("transductive") for fold in folds),
+        **({"group_by": plan.group_by} if plan.group_by else {}),
         "seeds": list(plan.seeds),
         "n_folds": len(next(iter(by_seed.values()))),
         "n_files": len(next(iter(pooled.values()))[0]),
@@ -88,11 +91,7 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "per_speaker": {speaker: _mean(values) for speaker, values in per_speaker.items()},
         "confusion": _confusion(pooled, len(names)).tolist(),
-        "baseline": {
-            "name": "svc",
-            "uar": _mean([uar(v[0], v[4]) for v in pooled.values()]),
-            "war": _mean([war(v[0], v[4]) for v in pooled.values()]),
-        },
+        "baselines": _baselines(next(iter(by_seed.values()))),
         "fusion_weights": np.round(np.mean([f["fusion_weights"] for f in folds], 0), 4).tolist(),
         "wall_time_seconds": round(sum(fold["seconds"] for fold in folds)),
         "command": plan.command,
@@ -110,15 +109,60 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
             [expected_calibration_error(values[2], values[0]) for values in raw], 4
         )
     if all("enrolled" in fold for fold in folds):
-        report["enrolled"] = {}
-        for count in ENROLMENT_COUNTS:
-            known = [_pool(_adapted(records, count)) for records in by_seed.values()]
-            report["enrolled"][count] = {
-                "uar": _mean([uar(values[0], values[1]) for values in known]),
-                "war": _mean([war(values[0], values[1]) for values in known]),
-            }
-    report["beats_baseline"] = report["uar"]["pooled"] > report["baseline"]["uar"]
+        gains = {count: _gain(list(by_seed.values()), count) for count in ENROLMENT_COUNTS}
+        report["enrolled"] = {count: gain for count, gain in gains.items() if gain}
+    report["verdict"] = verdict(report)
     return report
+
+
+def _gain(runs: list[list[dict[str, Any]]], count: str) -> dict[str, float]:
+    """What enrolling so many recordings of a voice brings to its *other* recordings.
+
+    With all of them enrolled there are no others: each is judged, itself among those that the voice
+    is known from. Empty where no recording is left to judge.
+    """
+    without: list[list[float]] = []
+    known: list[list[float]] = []
+    files = 0
+    for records in runs:
+        judged = np.concatenate([_not_enrolled(record, count) for record in records])
+        if not judged.any():
+            return {}
+        for found, pool in ((without, records), (known, _adapted(records, count))):
+            references, predictions, *_ = _pool(pool)
+            pair = references[judged], predictions[judged]
+            found.append([metric(*pair) for metric in (uar, war)])
+        files += int(judged.sum())
+    (uar_without, war_without), (uar_known, war_known) = np.mean(without, 0), np.mean(known, 0)
+    return {
+        "n_files": round(files / len(runs)),
+        "uar": _mean(uar_known),
+        "war": _mean(war_known),
+        "uar_without": _mean(uar_without),
+        "war_without": _mean(war_without),
+    }
+
+
+def _not_enrolled(record: dict[str, Any], count: str) -> np.ndarray:
+    """Which of a fold's recordings are judged when so many of each voice are enrolled."""
+    rows, speakers = np.array(record["rows"]), np.array(record["speakers"])
+    judged = np.ones(len(rows), dtype=bool)
+    if count != "all":
+        for speaker in np.unique(speakers):
+            drawn = enrolment_order(rows[speakers == speaker], record["seed"])[: int(count)]
+            judged &= ~np.isin(rows, drawn)
+    return judged
+
+
+def _baselines(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Pooled figures of each plain classifier on the same folds."""
+    references = np.concatenate([record["references"] for record in records])
+    figures = {}
+    for name in BASELINES:
+        predictions = np.concatenate([record["baselines"][name] for record in records])
+        pair = references, predictions
+        figures[name] = {"uar": _mean(uar(*pair)), "war": _mean(war(*pair))}
+    return figures
 
 
 def write_report(folder: Path, plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -151,7 +195,8 @@ def _adapted(folds: list[dict[str, Any]], count: str) -> list[dict[str, Any]]:
         references, predictions = np.array(fold["references"]), np.argmax(logits, 1)
         figures = {"uar": uar(references, predictions), "war": war(references, predictions)}
         kept = {key: value for key, value in fold.items() if key not in _UNADAPTED}
-        adapted.append({**kept, "logits": logits, **figures})
+        known = {"baselines": fold["adapted_baselines"], "transductive": count == "all"}
+        adapted.append({**kept, **known, "logits": logits, **figures})
     return adapted
 
 
@@ -167,21 +212,32 @@ def render_report(report: dict[str, Any]) -> str:
     ]
     if report["leaks_test_fold"]:
         lines += ["**Leaks: each fold's epoch was chosen on that fold. Not a result.**", ""]
+    if report["transductive"]:
+        lines += [
+            "Transductive: each test voice is known from all its recordings, those that are judged "
+            "among them, without their labels.",
+            "",
+        ]
+    plain = report["baselines"]
     lines += [
-        "| % | pooled | mean of folds | ± folds | 95 % interval | SVC |",
-        "|---|---|---|---|---|---|",
+        "| % | pooled | mean of folds | ± folds | 95 % interval | "
+        + " | ".join(BASELINES[name] for name in plain)
+        + " |",
+        "|---|---|---|---|---|" + "---|" * len(plain),
     ]
     for name in ("uar", "war"):
         value = report[name]
         low, high = value["ci95"]
         lines.append(
             f"| {name.upper()} | {value['pooled']:.2f} | {value['fold_mean']:.2f} | "
-            f"{value['fold_std']:.2f} | {low:.2f}–{high:.2f} | {report['baseline'][name]:.2f} |"
+            f"{value['fold_std']:.2f} | {low:.2f}–{high:.2f} | "
+            + " | ".join(f"{figures[name]:.2f}" for figures in plain.values())
+            + " |"
         )
-    verdict = "beats" if report["beats_baseline"] else "**loses to**"
+    found = f"**{report['verdict']}**" if report["verdict"] else "beats the plain classifiers"
     lines += [
         "",
-        f"TIM-Net {verdict} the plain SVC. Macro F1 {report['macro_f1']:.2f} %, expected "
+        f"TIM-Net {found}. Macro F1 {report['macro_f1']:.2f} %, expected "
         f"calibration error {report['ece']:.3f}"
         + (
             f" at temperature {report['temperature']:.2f} ({report['ece_uncalibrated']:.3f} at 1)."
@@ -210,13 +266,16 @@ def render_report(report: dict[str, Any]) -> str:
         ]
     if "enrolled" in report:
         lines += [
-            "| recordings of the voice enrolled | UAR % | WAR % |",
-            "|---|---|---|",
-            f"| none | {report['uar']['pooled']:.2f} | {report['war']['pooled']:.2f} |",
+            "| recordings of the voice enrolled | recordings judged | UAR % | without | WAR % | "
+            "without |",
+            "|---|---|---|---|---|---|",
             *(
-                f"| {count} | {value['uar']:.2f} | {value['war']:.2f} |"
+                f"| {count} | {value['n_files']} | {value['uar']:.2f} | {value['uar_without']:.2f} "
+                f"| {value['war']:.2f} | {value['war_without']:.2f} |"
                 for count, value in report["enrolled"].items()
             ),
+            "",
+            "Recordings that are enrolled are not judged; with all of them enrolled, all are.",
             "",
         ]
     plots = ["confusion", "reliability", "fusion_weights"]
@@ -226,16 +285,15 @@ def render_report(report: dict[str, Any]) -> str:
 
 
 def _pool(records: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """References, predictions, probabilities, speakers and baseline predictions of one seed."""
+    """References, predictions, probabilities and speakers of one seed."""
     references = np.concatenate([record["references"] for record in records])
     logits = np.concatenate([record["logits"] for record in records])
     speakers = [name for record in records for name in record["speakers"]]
-    baseline = np.concatenate([record["baseline_predictions"] for record in records])
     # A fold without a temperature is left as it is.
     scaled = np.concatenate(
         [np.array(record["logits"]) / record.get("temperature", 1.0) for record in records]
     )
-    return references, logits.argmax(1), softmax(scaled), speakers, baseline
+    return references, logits.argmax(1), softmax(scaled), speakers
 
 
 def _spread(records: list[dict[str, Any]]) -> float:

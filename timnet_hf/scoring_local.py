@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from .scoring import Job, ScoringError, ShardReport, score_shard
-from .workers import end_with_parent
+from .workers import available_cores, end_with_parent
 
 if TYPE_CHECKING:
     from .scoring_batches import Scorer
@@ -70,13 +68,6 @@ def run_here(job: Job, todo: list[int], workers: int | None = None) -> Iterator[
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One recording is too little work to share: threads would wait for each other."""
@@ -107,4 +98,4 @@ def _score(number: int) -> ShardReport:
     return score_shard(job, number, scorer)
 
 
-__all__ = ["available_cores", "run_here"]
+__all__ = ["run_here"]

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes that do not outlive the one that gives out the work."""
+"""Worker processes: as many as there are cores, none outlives the one that gives out the work."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from multiprocessing import connection, parent_process
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:
@@ -23,4 +31,4 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-__all__ = ["end_with_parent"]
+__all__ = ["available_cores", "end_with_parent"]

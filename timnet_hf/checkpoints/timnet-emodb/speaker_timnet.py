@@ -28,6 +28,8 @@ PRIOR_FRAMES = 250
 LARGEST_SHARE = 0.75
 #: With so many recordings of a voice, half of its usual answer counts. Chosen on the same actors.
 PRIOR_RECORDINGS = 8
+#: What no recording comes near: coefficients and logits beyond it, or as many frames, are made up.
+_LARGEST, _SMALLEST, _MOST = 1e4, 1e-6, 10**9
 #: Settings of a feature extractor that change what its coefficients mean.
 FEATURE_SETTINGS = (
     "feature_size",
@@ -111,18 +113,18 @@ class SpeakerProfile:
             profile = cls(**values)
             mean, std = np.asarray(profile.mean, float), np.asarray(profile.std, float)
             usual = np.asarray(profile.usual_logits or (), float)
+            counts = (profile.frames, profile.recordings)
         except (TypeError, ValueError, OverflowError) as error:
             raise _not_a_profile(name, "lacks what a profile holds") from error
         if (
             mean.ndim != 1
             or mean.shape != std.shape
             or usual.ndim != 1
-            or not all(np.isfinite(values).all() for values in (mean, std, usual))
-            or not (std > 0).all()
-            or not isinstance(profile.frames, int)
-            or not isinstance(profile.recordings, int)
-            or min(profile.frames, profile.recordings) < 1
+            or not all((np.abs(values) <= _LARGEST).all() for values in (mean, std, usual))
+            or not (std >= _SMALLEST).all()
+            or not all(type(n) is int and 0 < n <= _MOST for n in counts)
             or not isinstance(profile.features, dict)
+            or not isinstance(profile.name, str)
         ):
             raise _not_a_profile(name, "holds values out of range")
         return profile

@@ -67,6 +67,12 @@ class TimNetTimelinePipeline(Pipeline):
         if self.feature_extractor is None:
             raise ValueError("Pass the model's feature_extractor too: the windows go through it.")
         self.feature_extractor: Any
+        parts = (self.model.config, self.feature_extractor)
+        if len({getattr(part, "adapted_to_speaker", False) for part in parts}) > 1:
+            raise ValueError(
+                "Of the model and the feature extractor one alone is adapted to a voice. Call "
+                "adapted_to of both, with the same profile."
+            )
         self.model.eval()
 
     def __call__(  # type: ignore[override]  # the base class takes *args only to warn of them
