@@ -318,6 +318,30 @@ def test_recordings_that_were_never_published_are_named(emodb_copy) -> None:
         load_corpus("emodb", emodb_copy)
 
 
+def test_files_that_only_look_published_are_named(tmp_path) -> None:
+    impossible = ("03-01-09-01-01-01-01", "03-01-01-01-01-03-01", "04-01-01-01-01-01-01")
+    published = {**published_layout("ravdess"), "Actor_01/02-02-01-01-01-01-01.mp4": b"x"}
+    extra = {f"Actor_01/{name}.wav": wav(number) for number, name in enumerate(impossible)}
+    report = check_corpus("ravdess", write({**published, **extra}, tmp_path / "ravdess"))
+    assert sorted(report.strays) == sorted(extra)
+
+    folder = "Session1/sentences/wav/Ses01F_impro01"
+    extra = {f"{folder}/copy.wav": wav(1), f"{folder}/Ses01F_impro01_F9999.wav": wav(2)}
+    files = {**iemocap_layout({"ang": 9, "xxx": 9}), **extra}
+    report = check_corpus("iemocap", write(files, tmp_path / "iemocap"))
+    assert sorted(report.strays) == sorted(extra)
+
+
+def test_a_link_to_nowhere_is_named_beside_everything_else(emodb_copy) -> None:
+    path = emodb_copy / "wav/03a01Fa.wav"
+    path.unlink()
+    path.symlink_to(emodb_copy / "nowhere")
+    (emodb_copy / "wav/16b10Wb.wav").unlink()
+    report = check_corpus("emodb", emodb_copy)
+    assert list(report.undecodable) == ["03a01Fa"] and report.missing == ("16b10Wb",)
+    assert report.checksum is None and "unknown, for not all files" in str(report)
+
+
 def test_undecodable_files_are_named_and_may_be_left_out(emodb_copy, caplog) -> None:
     write({"wav/03a01Fa.wav": b"not audio at all", "wav/03a01Nc.wav": b""}, emodb_copy)
     report = check_corpus("emodb", emodb_copy)

@@ -77,7 +77,7 @@ class CorpusReport:
         identical: Names of different recordings that decode to the same samples. Some corpora are
             published with such pairs; splits keep them together.
         undecodable: Name → reason, for files that cannot be decoded, or only in part.
-        checksum: `dataset_checksum` of the files found.
+        checksum: `dataset_checksum` of the files found, or None where one cannot be opened.
         expected_checksum: That of the published files, where it is known and comparable: the copy
             is complete and not repacked.
     """
@@ -164,10 +164,14 @@ class CorpusReport:
         ]
         for name, found in findings:
             lines.append(f"  {name + ':':<11} {listed(list(found), chr(10) + ' ' * 14)}")
-        verdict = ""
+        verdict = " (none is known to compare it with: names and counts were checked)"
         if self.expected_checksum:
             verdict = " (as published)" if self.checksum == self.expected_checksum else " (differs)"
-        lines.append(f"  checksum:   {self.checksum}{verdict}")
+        lines.append(
+            f"  checksum:   {self.checksum}{verdict}"
+            if self.checksum
+            else "  checksum:   unknown, for not all files can be read"
+        )
         return "\n".join(lines)
 
 
@@ -295,8 +299,12 @@ def _with_checksum(
     """Add the checksum, and the published one where the two can be compared."""
     paths = [utterance.path for utterance in utterances]
     comparable = not report.missing and all(path.lower().endswith(".wav") for path in paths)
+    try:
+        checksum = files_checksum(dict(zip(common_names(paths), paths, strict=True)))
+    except CorpusError:  # a file that cannot even be opened stands among the undecodable ones
+        return report
     return replace(
         report,
-        checksum=files_checksum(dict(zip(common_names(paths), paths, strict=True))),
+        checksum=checksum,
         expected_checksum=corpus.checksum if comparable else None,
     )

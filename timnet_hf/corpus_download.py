@@ -91,13 +91,15 @@ def download_corpus(
     if download is None:
         raise CorpusError(f"{corpus.title} cannot be downloaded by everybody. {corpus.obtain}")
     folder = Path(data_dir) / corpus.name
-    archive = Path(data_dir) / f"{corpus.name}.zip"
+    archive = Path(data_dir) / f".{corpus.name}.zip"  # ours alone: it is removed in the end
     try:
         if not folder.exists():
             with sole_use(Path(data_dir) / f".{corpus.name}.download", CorpusError):
                 for stale in Path(data_dir).glob(f".{corpus.name}-*"):  # of one that was killed
                     shutil.rmtree(stale, ignore_errors=True)
-                if not archive.exists():
+                if archive.exists():  # of one that was killed
+                    _verify(download, archive)
+                else:
                     fetch(download, archive, progress=progress, pause=pause)
                 unpack(archive, folder, max_bytes=download.max_bytes, max_files=download.max_files)
     except OSError as error:

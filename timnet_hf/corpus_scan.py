@@ -82,10 +82,13 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
             continue
         utterance = replace(utterance, path=path)
         if corpus.annotations:
-            if utterance.name not in emotions:
-                unlabelled += 1  # an emotion that the corpus' task leaves out
+            label = emotions.get(utterance.name)
+            if label is None:
+                unlabelled += 1
+                if utterance.name not in emotions:  # else an emotion that the task leaves out
+                    others.append(path)
                 continue
-            utterance = replace(utterance, label=emotions[utterance.name])
+            utterance = replace(utterance, label=label)
         copies[utterance.name.casefold()].append(utterance)
     if not copies:
         raise CorpusError(_nothing_found(corpus, data_dir, unlabelled))
@@ -102,7 +105,9 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
         root=root,
         utterances=tuple(chosen),
         duplicates=tuple(tuple(same) for same in copies.values() if len(same) > 1),
-        expected=frozenset(emotions) if corpus.annotations else _published(corpus, chosen),
+        expected=frozenset(name for name, label in emotions.items() if label)
+        if corpus.annotations
+        else _published(corpus, chosen),
         strays=tuple(path for path in strays if is_audio(path)),
     )
 
@@ -167,9 +172,9 @@ def _natural(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=natural_key))
 
 
-def _annotated(corpus: Corpus, files: Iterable[str]) -> dict[str, str]:
-    """Class of each recording that the corpus' annotation files put into one of its classes."""
-    labels: dict[str, str] = {}
+def _annotated(corpus: Corpus, files: Iterable[str]) -> dict[str, str | None]:
+    """Class of each recording in the corpus' annotation files; None where the task has none."""
+    labels: dict[str, str | None] = {}
     if corpus.annotations is None or corpus.annotation is None:
         return labels
     for path in files:
@@ -181,8 +186,8 @@ def _annotated(corpus: Corpus, files: Iterable[str]) -> dict[str, str]:
         except OSError as error:
             raise CorpusError(f"{path}: cannot be read ({error.strerror})") from error
         for match in re.finditer(corpus.annotation, text):
-            if match["emotion"].lower() in corpus.codes:
-                labels.setdefault(match["name"], corpus.codes[match["emotion"].lower()])
+            name, label = match["name"], corpus.codes.get(match["emotion"].lower())
+            labels[name] = labels.get(name) or label
     return labels
 
 

@@ -303,7 +303,7 @@ _ROWS = (
         name_format="{utterance}",
         speaker_format="Ses{session}{gender}",
         sentence_format=None,
-        left_out=r"Session\d/(?:dialog|sentences)/.*",
+        left_out=r"Session\d/(?:dialog/|sentences/(?!wav/)).*",
         annotations=r"Session\d/dialog/EmoEvaluation/[^/]+\.txt",
         annotation=r"(?m)^\[[^\]\n]*\]\s+(?P<name>Ses\w+)\s+(?P<emotion>\w+)\s",
         class_counts=dict(angry=1103, happy=1636, neutral=1708, sad=1084),
@@ -335,7 +335,8 @@ _ROWS = (
             "08": "surprise",
         },
         name_format="03-01-{emotion}-{intensity}-{sentence}-{repetition}-{speaker}",
-        left_out=r"Actor_\d\d/\d\d-\d\d-\d\d-\d\d-\d\d-\d\d-\d\d\.\w+",
+        # Video and song, which the owners publish beside the speech.
+        left_out=r"Actor_\d\d/(?!03-01-)0[123]-0[12]-0[1-8](?:-0[12]){3}-\d\d\.\w+",
         class_counts=dict(
             angry=192, calm=192, disgust=192, fear=192, happy=192, neutral=96, sad=192, surprise=192
         ),
