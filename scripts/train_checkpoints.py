@@ -13,20 +13,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from timnet_hf.experiment import Data, load_data, train_to_folder
-from timnet_hf.joined_corpora import join_corpora
+from timnet_hf.experiment import load_data, train_to_folder
 from timnet_hf.prediction import CHECKPOINTS
 from timnet_hf.recipes import get_recipe
 
 #: Checkpoint → the corpora it is trained on, with the union of their labels.
-SHIPPED = {"timnet-emodb": ("emodb",), "timnet-multi": ("emodb", "ravdess")}
+SHIPPED = {"timnet-emodb": "emodb", "timnet-multi": "emodb+ravdess"}
 SEED = 0
-
-
-def recordings(names: tuple[str, ...], data_dir: Path) -> Data:
-    """The corpora of a checkpoint, as one."""
-    parts = [load_data(data_dir / name, name) for name in names]
-    return parts[0] if len(parts) == 1 else join_corpora(parts)
 
 
 def main() -> None:
@@ -39,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.names:
         folder = train_to_folder(
-            recordings(SHIPPED[name], arguments.data),
+            load_data(arguments.data, SHIPPED[name]),
             get_recipe("default"),
             arguments.output / name,
             seed=SEED,

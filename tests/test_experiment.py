@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import timnet_hf.calibration
 import timnet_hf.training
-from timnet_hf import feature_store, joined_corpora, reporting
+from timnet_hf import corpora, feature_store, joined_corpora, reporting
 from timnet_hf.configuration_timnet import ABLATIONS, TimNetConfig
 from timnet_hf.corpora import CorpusError
 from timnet_hf.crossvalidation import CrossValidationError
@@ -100,6 +100,22 @@ class TestLoadData:
         data = load_data(emodb_dir, "EMO-DB")
 
         assert (data.name, data.corpus, len(data.dataset)) == ("emodb", "emodb", 535)
+
+    def test_several_corpora_are_one(
+        self, data: Data, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recordings = data.dataset.select_columns(["path", "audio", "label", "speaker", "sentence"])
+        monkeypatch.setattr(corpora, "load_corpus", lambda *_: recordings)
+        sums = iter("ab")
+        monkeypatch.setattr(corpora, "dataset_checksum", lambda _: next(sums))
+
+        joined = load_data(folder, "EMO-DB+ravdess")
+
+        assert (joined.name, joined.corpus, len(joined.dataset)) == ("emodb-ravdess", None, 16)
+        assert {name.partition(":")[0] for name in joined.dataset["speaker"]} == {
+            "emodb",
+            "ravdess",
+        }
 
     def test_an_unknown_corpus_is_refused(self, folder: Path) -> None:
         with pytest.raises(CorpusError, match="unknown corpus 'klingon'"):

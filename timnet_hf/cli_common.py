@@ -32,7 +32,11 @@ DataOption: TypeAlias = Annotated[
 ]
 CorpusOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--corpus", help="A known corpus; without it, --data-dir holds your own data."),
+    typer.Option(
+        "--corpus",
+        help="A known corpus, or several as one: emodb+ravdess; without it, --data-dir holds your "
+        "own data.",
+    ),
 ]
 RecipeOption: TypeAlias = Annotated[str, typer.Option("--recipe", help="default or paper.")]
 

@@ -55,13 +55,23 @@ class Data:
 
 
 def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
-    """Load a known corpus, or a folder of the user's own recordings.
+    """Load a known corpus, several of them, or a folder of the user's own recordings.
+
+    Args:
+        data_dir: Folder that holds the recordings.
+        corpus: A known corpus; ``emodb+ravdess`` for two of them as one, under the union of their
+            labels; None for recordings of one's own.
 
     Raises:
         CorpusError: Something is missing or cannot be read; the message names it.
+        CrossValidationError: A corpus is named twice.
     """
     from .corpora import CORPORA, dataset_checksum, find_corpus, load_corpus, load_folder
 
+    if corpus is not None and "+" in corpus:
+        from .joined_corpora import join_corpora
+
+        return join_corpora([load_data(data_dir, part) for part in corpus.split("+")])
     if corpus is None:
         dataset = load_folder(data_dir)
         name = Path(data_dir).resolve().name or "own"
