@@ -148,6 +148,18 @@ def test_a_model_of_two_corpora_shows_how_one_does_on_the_other(tmp_path: Path) 
     assert "**Expect 81" not in text
 
 
+def test_a_model_of_two_corpora_that_was_judged_itself_says_so_first(tmp_path: Path) -> None:
+    own = {**LOSO, "corpus": "emodb-ravdess", "protocol": "group", "group_by": "speaker"}
+    own |= {"n_folds": 5, "n_files": 1975, "uar": {**FIGURES, "pooled": 55.55}}
+    reports = reports_for(JOINED, write_results(tmp_path, own, *LEFT_OUT))
+    assert reports == [own, *LEFT_OUT]
+    text = " ".join(card(*reports, record=JOINED).split())
+    assert "**Expect 55.55 % unweighted average recall**" in text
+    assert 'under "5 folds by speaker", that is on speakers it never heard' in text
+    assert "- learned from RAVDESS, judged on EMO-DB: 44.44 %" in text
+    assert "| 5 folds by speaker | TIM-Net, `default` recipe" in text
+
+
 def test_a_model_of_own_recordings_claims_no_licence_language_or_dataset() -> None:
     text = card(record={**RECORD, "corpus": "my-calls"})
     data = ModelCard(text).data

@@ -24,6 +24,7 @@ from .tables import (
     load_reports,
     protocol_title,
     render_reports,
+    report_title,
 )
 
 if TYPE_CHECKING:
@@ -85,13 +86,14 @@ def reports_for(
 
     A model that was trained with overrides, or on another number of recordings than was
     cross-validated, gets none: the figures would be another model's. One that was trained on
-    several corpora gets the reports of leaving one of two corpora out.
+    two corpora gets those of leaving one of them out as well.
     """
     corpus, recipe = record.get("corpus"), record.get("recipe")
     if not corpus or not recipe or record.get("overrides") or record.get("config"):
         return []
+    left_out = []
     if len(parts := [part.name for part in _corpora(record)]) == 2:
-        return [
+        left_out = [
             report
             for part, other in (parts, parts[::-1])
             for report in load_reports(results_dir, part)
@@ -106,7 +108,7 @@ def reports_for(
         and files in (None, report.get("n_files"))
         and _is_of(recipe, report, results_dir)
     ]
-    return sorted(reports, key=is_adapted)
+    return sorted(reports, key=is_adapted) + left_out
 
 
 def _is_of(
@@ -328,6 +330,11 @@ def _about_training(
     }
 
 
+def _is_left_out(report: dict[str, Any]) -> bool:
+    """Whether a report is of a part of the corpora, judged on another of them."""
+    return str(report["protocol"]).startswith(CROSS_CORPUS)
+
+
 def _about_results(
     record: dict[str, Any], config: dict[str, Any], reports: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -338,26 +345,25 @@ def _about_results(
         "temperature": f"{temperature:.3f}",
         "apply_temperature": bool(config.get("apply_temperature")),
     }
+    values["left_out"] = [
+        {
+            "learned": CORPORA[report["corpus"]].title,
+            "judged": protocol_title(report["protocol"]),
+            "uar": f"{report['uar']['pooled']:.2f}",
+            "chance": f"{100 / len(report['per_class_recall']):.1f}",
+            "ece": f"{report['ece']:.3f}",
+        }
+        for report in reports
+        if _is_left_out(report) and not is_adapted(report)
+    ]
+    reports = [report for report in reports if not _is_left_out(report)]
     if not reports:
-        return values
-    if len(_corpora(record)) > 1:  # the reports are of its parts, each judged on the other
-        values["left_out"] = [
-            {
-                "learned": CORPORA[report["corpus"]].title,
-                "judged": protocol_title(report["protocol"]),
-                "uar": f"{report['uar']['pooled']:.2f}",
-                "chance": f"{100 / len(report['per_class_recall']):.1f}",
-                "ece": f"{report['ece']:.3f}",
-            }
-            for report in reports
-            if not is_adapted(report)
-        ]
         return values
     first = reports[0]
     low, high = first["uar"]["ci95"]
     values["headline"] = {
-        "protocol": protocol_title(first["protocol"]),
-        "unseen": first["protocol"] == "loso",
+        "protocol": report_title(first),
+        "unseen": first["protocol"] == "loso" or first.get("group_by") == "speaker",
         "uar": f"{first['uar']['pooled']:.2f}",
         "low": f"{low:.2f}",
         "high": f"{high:.2f}",

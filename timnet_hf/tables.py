@@ -36,6 +36,7 @@ __all__ = [
     "render_channels",
     "render_reports",
     "render_results_table",
+    "report_title",
 ]
 
 #: Protocols in the order of tables: first the one whose test speakers are unknown to the model.
@@ -90,6 +91,16 @@ def protocol_title(protocol: str) -> str:
         name = protocol.removeprefix(CROSS_CORPUS)
         return f"judged on {CORPORA[name].title if name in CORPORA else name}"
     return PROTOCOL_TITLES.get(protocol, protocol)
+
+
+def report_title(report: dict[str, Any]) -> str:
+    """What tables call the protocol of a report, with what only the report says of it."""
+    protocol = report["protocol"]
+    if protocol == "kfold" and report.get("n_folds", 10) != 10:
+        return f"random {report['n_folds']}-fold"
+    if protocol == "group" and "group_by" in report:
+        return f"{report['n_folds']} folds by {report['group_by']}"
+    return protocol_title(protocol)
 
 
 class ResultsError(ValueError):
@@ -269,11 +280,8 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
             # Of several corpora: those that a joined model learned from, one of them left out.
             learned = report["corpus"]
             known = learned != corpus and learned in CORPORA
-            whose = f"learned from {CORPORA[learned].title}, {title}" if known else title
-            if protocol == "kfold" and report.get("n_folds", 10) != 10:
-                whose = f"random {report['n_folds']}-fold"
-            if protocol == "group" and "group_by" in report:
-                whose = f"{report['n_folds']} folds by {report['group_by']}"
+            whose = report_title(report)
+            whose = f"learned from {CORPORA[learned].title}, {whose}" if known else whose
             # Ablations have the same folds, so the same baseline: once is enough.
             lines += [row for row in _measured(whose, report) if row not in lines]
         lines += [_published(title, row) for row in published if row.protocol == protocol]
