@@ -310,7 +310,9 @@ class TestUntrustedFiles:
             ({"labels": "7"}, "metadata are broken"),
             ({"labels": '["one"]'}, "names 1 labels"),
             ({"sampling_rate": "fast"}, "metadata are broken"),
+            ({"sampling_rate": "8000"}, "cannot be"),
             ({"sampling_rate": "-5"}, "cannot be"),
+            ({"feature_extractor": "[]"}, "metadata are broken"),
             ({"num_samples": "-5"}, "cannot be"),
         ],
         ids=str,
@@ -320,6 +322,11 @@ class TestUntrustedFiles:
     ) -> None:
         path = changed(file, tmp_path / "a.onnx", set_metadata(**values))
         assert words in self.refused(path)
+
+    def test_labels_that_cannot_be_told_apart(self, file: Path, tmp_path: Path) -> None:
+        twins = json.dumps(["same"] * len(OnnxModel(file).labels))
+        path = changed(file, tmp_path / "a.onnx", set_metadata(labels=twins))
+        assert "two of its labels have the same name" in self.refused(path)
 
     def test_one_far_too_large(
         self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -306,6 +306,43 @@ class TestInterruption:
         assert interrupted == [0, 2, 3]
         assert_same_rows(output, run(sounds))
 
+    def test_one_damaged_inside_is_named_and_removed(
+        self, run: Callable[..., Path], sounds: Path, interrupted: list[int], tmp_path: Path
+    ) -> None:
+        shard = tmp_path / "out.parquet.shards" / "shard-00000.parquet"
+        content = bytearray(shard.read_bytes())
+        content[4:200] = bytes(196)  # the footer is whole
+        shard.write_bytes(content)
+
+        with pytest.raises(
+            ScoringError, match=r"shard-00000\.parquet: was damaged, and is removed"
+        ):
+            run(sounds, "out.parquet")
+        output = run(sounds, "out.parquet")
+
+        assert interrupted == [2, 3, 0]
+        assert_same_rows(output, run(sounds))
+
+    def test_a_damaged_plan_is_named(
+        self, run: Callable[..., Path], sounds: Path, interrupted: list[int], tmp_path: Path
+    ) -> None:
+        (tmp_path / "out.parquet.shards" / "plan.json").write_text("")
+
+        with pytest.raises(ScoringError, match=r"plan\.json: is damaged"):
+            run(sounds, "out.parquet")
+
+    def test_files_of_something_else_are_not_touched(
+        self, run: Callable[..., Path], sounds: Path, tmp_path: Path
+    ) -> None:
+        mine = tmp_path / "out.parquet.shards" / "shard-keep.parquet"
+        mine.parent.mkdir()
+        mine.write_text("mine")
+
+        with pytest.raises(ScoringError, match=r"holds shard-keep\.parquet, and no plan"):
+            run(sounds, "out.parquet")
+
+        assert mine.read_text() == "mine"
+
     @pytest.mark.parametrize("change", ["input", "model", "shard_size", "batch_size"])
     def test_another_run_does_not_go_on_with_it(
         self,

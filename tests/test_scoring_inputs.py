@@ -79,6 +79,16 @@ class TestFolders:
         assert item.path == "in/a.wav"
         assert item.source == str(tmp_path / "in" / "a.wav")
 
+    def test_an_absolute_name_means_the_same_from_everywhere(
+        self, tmp_path: Path, listing: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path / "in", "a.wav")
+        sums = []
+        for place, name in (("/", tmp_path / "in"), (tmp_path, tmp_path / "in"), (tmp_path, "in")):
+            monkeypatch.chdir(place)
+            sums.append(open_inputs(name, listing, 4).sha256)
+        assert sums[0] == sums[1] != sums[2]  # rows are called otherwise there
+
     def test_of_parquet_are_read_as_one_table(self, tmp_path: Path, listing: Path) -> None:
         for name, count in (("train-10.parquet", 2), ("train-9.parquet", 3)):
             table = pa.table({"audio": [name.encode()] * count})
@@ -92,6 +102,16 @@ class TestFolders:
         ] * 2
 
     @pytest.mark.skipif(os.name != "posix", reason="names are text there")
+    def test_of_parquet_may_hold_the_output_too(self, tmp_path: Path, listing: Path) -> None:
+        pq.write_table(
+            pa.table({"audio": [b"x"]}), touch(tmp_path / "in", "in.parquet") / "in.parquet"
+        )
+        before = open_inputs(tmp_path / "in", listing)
+        output = tmp_path / "in" / "out.parquet"
+        pq.write_table(pa.table({"label": ["sad"]}), output)
+
+        assert open_inputs(tmp_path / "in", listing, output=output) == before
+
     def test_names_that_are_no_text_still_find_their_file(
         self, tmp_path: Path, listing: Path
     ) -> None:
@@ -221,9 +241,10 @@ class TestParquet:
     def test_plain_binary_is_content(self, tmp_path: Path, listing: Path) -> None:
         source = self.write(tmp_path / "t.parquet", wav=[b"one", b"two"], path=["x", "y"])
 
-        found = items(open_inputs(source, listing, 3, "wav"))
+        for column in ("wav", None):
+            found = items(open_inputs(source, listing, 3, column))
 
-        assert [(item.path, item.source) for item in found] == [("x", b"one"), ("y", b"two")]
+            assert [(item.path, item.source) for item in found] == [("x", b"one"), ("y", b"two")]
 
     def test_text_is_a_path(self, tmp_path: Path, listing: Path) -> None:
         source = self.write(tmp_path / "t.parquet", path=["x.wav"], id=[7])

@@ -84,13 +84,17 @@ class OnnxModel:
             self.labels = [str(name) for name in json.loads(self.metadata["labels"])]
             self.sampling_rate = int(self.metadata["sampling_rate"])
             self.num_samples = int(self.metadata["num_samples"] or 0) or None
+            heard = json.loads(self.metadata["feature_extractor"])["sampling_rate"]
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise self._error(f"its metadata are broken ({_short(error)})") from error
         length = self.num_samples or 1
-        if not (1_000 <= self.sampling_rate <= 768_000 and 1 <= length <= 10**8):
+        rate = self.sampling_rate
+        if not (1_000 <= rate <= 768_000 and rate == heard and 1 <= length <= 10**8):
             raise self._error("its metadata name a sampling rate or length that cannot be")
         if outputs["probabilities"][-1:] != [len(self.labels)]:
             raise self._error(f"it names {len(self.labels)} labels, and its network has others")
+        if len(set(self.labels)) < len(self.labels):
+            raise self._error("two of its labels have the same name")
 
     def _error(self, reason: str) -> ModelError:
         return ModelError(f"{self.path}: {reason}. Give a file that `timnet export` wrote.")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["in_one_step", "sole_use", "told_when_full"]
+__all__ = ["in_one_step", "replace_durably", "sole_use", "told_when_full"]
 
 #: Held by the process at work; gone with it, however it ends.
 _LOCK = ".lock"
@@ -73,6 +73,13 @@ def in_one_step(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Give a file its final name once it is on the disk: a power cut leaves all of it, or none."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 @contextmanager

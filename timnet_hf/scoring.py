@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output_folder import sole_use, told_when_full
+from .output_folder import replace_durably, sole_use, told_when_full
 from .prediction import load_model
 from .scoring_inputs import (
     Inputs,
@@ -166,7 +166,8 @@ def score(
     scorer = Scorer(network, extractor, batch_size)
     options = {"shard_size": shard_size, "batch_size": batch_size, "audio_column": audio_column}
     with _claimed(folder, output):
-        inputs = open_inputs(source, folder / "inputs.parquet", shard_size, audio_column)
+        listing = folder / "inputs.parquet"
+        inputs = open_inputs(source, listing, shard_size, audio_column, output)
         fixed = {"format": FORMAT, "input": inputs.sha256, "model": scorer.sha256, **options}
         job = Job(inputs, pickle.dumps(scorer), str(folder.absolute()))
         columns = output_schema(job, scorer)
@@ -199,7 +200,7 @@ def score_shard(job: Job, number: int, scorer: Scorer) -> ShardReport:
     temporary = target.with_name(f".{target.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         pq.write_table(table, temporary)
-        os.replace(temporary, target)
+        replace_durably(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return ShardReport(
@@ -259,6 +260,12 @@ def _claimed(folder: Path, output: Path) -> Iterator[None]:
     remedy = "free some space and run the same command again: what is done is kept"
     try:
         with sole_use(folder, ScoringError), told_when_full(folder, remedy):
+            foreign = [path.name for path in folder.glob("shard-*")]
+            if foreign and not (folder / "plan.json").exists():
+                raise ScoringError(
+                    f"{folder}: holds {min(foreign)}, and no plan of a run that made it. Move it "
+                    "away, or choose another output."
+                )
             try:
                 yield
             finally:
@@ -270,8 +277,9 @@ def _claimed(folder: Path, output: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run keeps there, the plan first: without it the rest is nobody's."""
-    for pattern in ("plan.json", "inputs.parquet", "shard-*.parquet", ".*.tmp"):
+    """Remove what a run keeps there, the plan last: what lies there without it is not ours."""
+    shards = ("shard-*.parquet",) if (folder / "plan.json").exists() else ()
+    for pattern in (*shards, "inputs.parquet", ".*.tmp", "plan.json"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -284,7 +292,12 @@ def _claim_plan(folder: Path, fixed: dict[str, Any]) -> None:
     if not plan.exists():
         write_json(plan, fixed)
         return
-    noted = json.loads(plan.read_text(encoding="utf-8"))
+    try:
+        noted = dict(json.loads(plan.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ScoringError(
+            f"{plan}: is damaged ({error}). Remove {folder} and run the command again."
+        ) from error
     if differing := sorted(key for key in fixed if fixed[key] != noted.get(key)):
         raise ScoringError(
             f"{folder}: holds the shards of a run with another {', '.join(differing)}. Go on with "
@@ -347,10 +360,18 @@ def _join(job: Job, output: Path, columns: pa.Schema, fixed: dict[str, Any]) -> 
     held: list[pa.Table] = []
     with pq.ParquetWriter(temporary, columns) as writer:
         for number, shard in enumerate(job.inputs.shards):
-            table = pq.read_table(job.shard_file(number), partitioning=None)
-            first, last = pc.min_max(table["index"]).as_py().values()
-            if (len(table), first, last) != (shard.rows, shard.first, shard.first + len(table) - 1):
-                raise ScoringError(f"{job.shard_file(number)}: damaged; remove it and run again")
+            try:
+                table = pq.read_table(job.shard_file(number), partitioning=None)
+                first, last = pc.min_max(table["index"]).as_py().values()
+                found = (len(table), first, last)
+            except (pa.ArrowException, OSError):
+                found = None
+            if found != (shard.rows, shard.first, shard.first + shard.rows - 1):
+                job.shard_file(number).unlink(missing_ok=True)
+                raise ScoringError(
+                    f"{job.shard_file(number)}: was damaged, and is removed. Run the same command "
+                    "again: all others are kept."
+                )
             errors += len(table) - table["error"].null_count
             rows += len(table)
             held.append(table)
@@ -360,7 +381,7 @@ def _join(job: Job, output: Path, columns: pa.Schema, fixed: dict[str, Any]) -> 
         writer.add_key_value_metadata({"timnet": json.dumps({"fixed": fixed, "errors": errors})})
     if rows != job.inputs.rows:
         raise ScoringError(f"{output}: {rows} rows for {job.inputs.rows} recordings")
-    os.replace(temporary, output)
+    replace_durably(temporary, output)
     return errors
 
 

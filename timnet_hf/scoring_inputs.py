@@ -115,6 +115,7 @@ def open_inputs(
     listing: Path,
     shard_size: int | None = None,
     audio_column: str | None = None,
+    output: Path | None = None,
 ) -> Inputs:
     """Find out what is to be scored.
 
@@ -122,8 +123,9 @@ def open_inputs(
         source: A folder, a manifest, or Parquet.
         listing: Where the listing of a folder or manifest is written.
         shard_size: Recordings in a shard, about; by default a 64th of the input, 32 to 1,024.
-        audio_column: Parquet's column of recordings; by default ``audio``, ``path``,
-            ``file_name``, or the only one that can be.
+        audio_column: Parquet's column of recordings; by default ``audio``, else the only one that
+            holds content, else the names of files in ``path`` or ``file_name``.
+        output: A file that is no input, though it may lie among the Parquet files of a folder.
 
     Raises:
         ScoringError: There is no such input, it holds nothing, or cannot be understood.
@@ -136,6 +138,8 @@ def open_inputs(
         found = _recordings(source)
         first = next(found, None)
         tables = [] if first else sorted(source.glob("*.parquet"), key=natural_key)
+        if output is not None:
+            tables = [path for path in tables if path.absolute() != output.absolute()]
         if tables:
             return _given(tables, shard_size, audio_column)
         if first is None:
@@ -143,7 +147,8 @@ def open_inputs(
         rows: Iterable[dict[str, str | None]] = (
             {"path": name} for name in itertools.chain([first], found)
         )
-        columns, folder = ["path"], os.getcwd()
+        # Where the command is given matters only to a name that depends on it.
+        columns, folder = ["path"], "" if source.is_absolute() else os.getcwd()
     elif kind == ".parquet":
         return _given([source], shard_size, audio_column)
     elif kind in (".csv", ".jsonl", ".ndjson"):
@@ -341,23 +346,31 @@ def _given(tables: list[Path], shard_size: int | None, audio_column: str | None)
 def _audio_column(table: Path, schema: pa.Schema, wanted: str | None) -> str:
     import pyarrow.types as is_
 
-    def can_be(name: str) -> bool:
+    def kind_of(name: str) -> pa.DataType:
         kind = schema.field(name).type
-        if is_.is_dictionary(kind):  # a text column with few different values, as pandas writes it
-            kind = kind.value_type
+        # A text column with few different values, as pandas writes it, is a dictionary.
+        return kind.value_type if is_.is_dictionary(kind) else kind
+
+    def names_files(name: str) -> bool:
+        return bool(is_.is_string(kind_of(name)) or is_.is_large_string(kind_of(name)))
+
+    def can_be(name: str) -> bool:
+        kind = kind_of(name)
         if is_.is_struct(kind):
             return {"bytes", "path"} & {field.name for field in kind} != set()
-        return bool(_is_binary(kind) or is_.is_string(kind) or is_.is_large_string(kind))
+        return _is_binary(kind) or names_files(name)
 
     names = list(schema.names)
     if wanted is not None:
         if wanted not in names or not can_be(wanted):
             raise ScoringError(f"{table}: no column {wanted!r} of audio; it has {', '.join(names)}")
         return wanted
-    for name in AUDIO_COLUMNS:
-        if name in names and can_be(name):
-            return name
-    found = [n for n in names if can_be(n) and not is_.is_string(schema.field(n).type)]
+    if "audio" in names and can_be("audio"):
+        return "audio"
+    # Content goes before names: these may be those that the recordings once had elsewhere.
+    found = [name for name in names if can_be(name) and not names_files(name)]
+    if not found:
+        found = [name for name in AUDIO_COLUMNS if name in names and can_be(name)][:1]
     if len(found) != 1:
         raise ScoringError(
             f"{table}: which column is the audio? Name it with --audio-column; the columns are: "
