@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -279,6 +280,33 @@ class TestParquet:
             return [shard.rows for shard in open_inputs(source, listing, shard_size).shards]
 
         assert (sizes(1), sizes(9), sizes(100)) == ([4, 4, 2], [8, 2], [10])
+
+    def test_a_damaged_part_costs_its_own_rows_alone(self, tmp_path: Path, listing: Path) -> None:
+        noise = [np.random.default_rng(row).bytes(500) for row in range(6)]
+        source = self.write(tmp_path / "t.parquet", row_group=2, audio=noise, turn=list(range(6)))
+        content = bytearray(source.read_bytes())
+        chunk = pq.read_metadata(source).row_group(1).column(0)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        content[start : start + 20] = bytes(20)  # a page's header
+        source.write_bytes(content)
+
+        inputs = open_inputs(source, listing, 2)
+        found = items(inputs)
+
+        assert [item.source for item in found] == [*noise[:2], None, None, *noise[4:]]
+        assert all(f"its part of {source} is damaged" in item.problem for item in found[2:4])
+        assert [item.path for item in found[2:4]] == ["t.parquet#2", "t.parquet#3"]
+        carried = [read_carried(inputs, shard)["turn"].to_pylist() for shard in inputs.shards]
+        assert carried == [[0, 1], [2, 3], [4, 5]]
+
+    def test_a_name_that_is_no_text_costs_one_row(self, tmp_path: Path, listing: Path) -> None:
+        names = pa.array([b"a.wav", b"\xff\xfe", b"c.wav"]).view(pa.string())
+        pq.write_table(pa.table({"path": names}), tmp_path / "t.parquet")
+
+        one, bad, three = items(open_inputs(tmp_path / "t.parquet", listing))
+
+        assert (one.path, three.path) == ("a.wav", "c.wav")
+        assert bad.source is None and "not UTF-8" in bad.problem
 
     def test_a_doubt_about_the_column_is_asked(self, tmp_path: Path, listing: Path) -> None:
         source = self.write(tmp_path / "t.parquet", one=[b"x"], two=[b"y"])

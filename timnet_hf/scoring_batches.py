@@ -123,7 +123,7 @@ class Scorer:
     def _parts(self, item: Item, row: Scored) -> Iterator[tuple[torch.Tensor, bool]]:
         """Normalised features (frames, feature_size) of each part, and whether it is loud."""
         if item.source is None:
-            raise AudioError(f"{item.path}: the input has neither a file nor content for it")
+            raise AudioError(f"{item.path}: {item.problem}")
         rate = self.extractor.sampling_rate
         name = item.path if isinstance(item.source, bytes) else None
         samples, heard = 0, False

@@ -61,11 +61,13 @@ class Item:
         index: Its place in the input.
         path: What the output calls it.
         source: A file's name, a file's content, or None where the input has neither.
+        problem: Why not, where it could not be read.
     """
 
     index: int
     path: str
     source: str | bytes | None
+    problem: str = "the input has neither a file nor content for it"
 
 
 @dataclass(frozen=True)
@@ -167,36 +169,74 @@ def open_inputs(
 
 
 def read_items(inputs: Inputs, shard: Shard) -> Iterator[Item]:
-    """Read a shard's recordings one by one, in order."""
+    """Read a shard's recordings one by one, in order; a row that cannot be read is an item too."""
+    table = inputs.tables[shard.table]
+    for index, row in enumerate(_rows(inputs, shard), start=shard.first):
+        number = f"#{index}" if inputs.audio == "file" else f"{Path(table).name}#{index}"
+        if isinstance(row, str):
+            yield Item(index, number, None, row)
+            continue
+        source, inner = row[inputs.audio], None
+        if isinstance(source, dict):
+            inner = source.get("path")
+            source = source["bytes"] if source.get("bytes") is not None else inner
+        if inputs.audio == "file" and isinstance(source, bytes):
+            source = os.fsdecode(source)  # a listing's names, whatever bytes they hold
+        elif isinstance(source, str):
+            inner, source = inner or source, os.path.join(os.path.dirname(table), source)
+        named = row.get("path")  # beside audio it may be a number
+        path = inner if named is None else str(named)
+        yield Item(index, path or number, source or None)
+
+
+def _rows(inputs: Inputs, shard: Shard) -> Iterator[dict[str, Any] | str]:
+    """A shard's rows; of one that cannot be read, why not."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = inputs.tables[shard.table]
     columns = [inputs.audio, *(["path"] if "path" in inputs.carried else [])]
-    index = shard.first
-    with pq.ParquetFile(table, buffer_size=_BUFFER, pre_buffer=False) as file:
-        for batch in file.iter_batches(_READ_ROWS, range(*shard.groups), columns):
-            for row in batch.to_pylist():
-                source, inner = row[inputs.audio], None
-                if isinstance(source, dict):
-                    inner = source.get("path")
-                    source = source["bytes"] if source.get("bytes") is not None else inner
-                if inputs.audio == "file" and isinstance(source, bytes):
-                    source = os.fsdecode(source)  # a listing's names, whatever bytes they hold
-                elif isinstance(source, str):
-                    inner, source = inner or source, os.path.join(os.path.dirname(table), source)
-                named = row.get("path")  # beside audio it may be a number
-                path = inner if named is None else str(named)
-                number = f"#{index}" if inputs.audio == "file" else f"{Path(table).name}#{index}"
-                yield Item(index, path or number, source or None)
-                index += 1
+    read = 0
+    try:
+        table = inputs.tables[shard.table]
+        with pq.ParquetFile(table, buffer_size=_BUFFER, pre_buffer=False) as file:
+            for batch in file.iter_batches(_READ_ROWS, range(*shard.groups), columns):
+                try:
+                    rows: list[dict[str, Any] | str] = batch.to_pylist()
+                except UnicodeDecodeError:  # which of them it is, one has to try
+                    rows = [_row(batch.slice(place, 1)) for place in range(len(batch))]
+                read += len(rows)
+                yield from rows
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the disk or network, which may do better another time
+        reason = " ".join(str(error).split())
+        for _ in range(shard.rows - read):
+            yield f"its part of {table} is damaged ({reason})"
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | str:
+    try:
+        row: dict[str, Any] = batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return f"its text is not UTF-8 ({error})"
+    return row
 
 
 def read_carried(inputs: Inputs, shard: Shard) -> pa.Table:
-    """Read the columns that go into the output as they are."""
+    """Read the columns that go into the output as they are; empty where they are damaged."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columns = list(inputs.carried)
     with pq.ParquetFile(inputs.tables[shard.table]) as file:
-        table = file.read_row_groups(range(*shard.groups), columns=list(inputs.carried))
+        try:
+            table = file.read_row_groups(range(*shard.groups), columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            kinds = [file.schema_arrow.field(name) for name in columns]
+            empty = [pa.nulls(shard.rows, kind.type) for kind in kinds]
+            return pa.table(empty, names=columns)
     return table.replace_schema_metadata(None)
 
 
