@@ -19,9 +19,9 @@ from huggingface_hub import ModelCard, constants
 from timnet_hf.card import build_card, reports_for, template_path
 from timnet_hf.configuration_timnet import ABLATIONS
 from timnet_hf.model_folder import card_of, read_evaluation, refresh_model_folder
+from timnet_hf.published import PUBLISHED
 from timnet_hf.tables import (
     NOTHING_MEASURED,
-    PUBLISHED,
     ResultsError,
     fill_channels,
     fill_markers,
