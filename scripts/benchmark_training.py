@@ -63,7 +63,7 @@ def seconds_to_reach(
         RuntimeError: The recipe's epochs are over, and it has not been.
     """
     recipe = get_recipe(recipe_name)
-    extractor = build_extractor(recipe, corpus=corpus)
+    extractor = build_extractor(recipe, corpus)
     speeds = recipe.augmentation.speeds if recipe.augmentation else (1.0,)
     store = compute_features(dataset, extractor, speeds)
     stop = StopAt(store, np.asarray(fold.test), wanted)

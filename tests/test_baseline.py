@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from timnet_hf.baseline import (
     BASELINES,
+    all_statistics,
     baseline_predictions,
     recording_statistics,
     with_baselines,
 )
+from timnet_hf.feature_store import FeatureStore
 from timnet_hf.protocols import Fold
 
 from .tiny_training import poisoned, tiny_store
 
 TRAIN = [0, 1, 2, 4, 5, 6, 8, 9, 10]
 TEST = [3, 7, 11]
+
+
+def predictions_of(store: FeatureStore, *sides: Any) -> dict[str, np.ndarray]:
+    return baseline_predictions(all_statistics(store), store, *sides)
 
 
 class TestStatistics:
@@ -41,13 +49,13 @@ class TestPredictions:
     def test_tells_clear_classes_apart(self) -> None:
         store = tiny_store(gap=5.0)
 
-        for predictions in baseline_predictions(store, TRAIN, TEST).values():
+        for predictions in predictions_of(store, TRAIN, TEST).values():
             assert predictions.tolist() == [0, 1, 2]
 
     def test_are_the_same_every_time(self) -> None:
         store = tiny_store(gap=0.1)
 
-        one, other = (baseline_predictions(store, TRAIN, TEST) for _ in range(2))
+        one, other = (predictions_of(store, TRAIN, TEST) for _ in range(2))
 
         assert list(one) == list(other) == list(BASELINES)
         for name, predictions in one.items():
@@ -60,7 +68,7 @@ class TestPredictions:
         for row in other:
             store.features[1.0][row] = 3 * store.features[1.0][row] + 1000
 
-        plain, known = (baseline_predictions(store, own, other, known) for known in (False, True))
+        plain, known = (predictions_of(store, own, other, known) for known in (False, True))
 
         for name in BASELINES:
             assert known[name].tolist() == store.labels[other].tolist() != plain[name].tolist()
@@ -68,8 +76,8 @@ class TestPredictions:
     def test_learn_nothing_from_the_test_fold(self) -> None:
         store = tiny_store(gap=0.1)
 
-        clean = baseline_predictions(store, TRAIN, [3])
-        beside_garbage = baseline_predictions(poisoned(store, [7, 11], 1e6), TRAIN, TEST)
+        clean = predictions_of(store, TRAIN, [3])
+        beside_garbage = predictions_of(poisoned(store, [7, 11], 1e6), TRAIN, TEST)
 
         for name in BASELINES:
             assert beside_garbage[name][0] == clean[name][0]
@@ -80,7 +88,7 @@ class TestPredictions:
 
         plain, known = with_baselines(records, store, [fold])
 
-        expected = baseline_predictions(store, TRAIN, TEST)
+        expected = predictions_of(store, TRAIN, TEST)
         assert plain["baselines"] == known["baselines"]
         assert plain["baselines"] == {name: one.tolist() for name, one in expected.items()}
         assert "adapted_baselines" in known and "adapted_baselines" not in plain

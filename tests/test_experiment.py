@@ -382,8 +382,9 @@ class TestCrossValidation:
 
         monkeypatch.setattr(feature_store, "compute_features", stop)
         fold = Fold("to-ravdess", np.arange(4), np.arange(4, 8))
-        monkeypatch.setattr(joined_corpora, "cross_corpus_fold", lambda *_: (data, fold))
-        one, other = (replace(data, name=name, corpus=name) for name in ("emodb", "ravdess"))
+        both = replace(data, corpora=("emodb", "ravdess"))
+        monkeypatch.setattr(joined_corpora, "cross_corpus_fold", lambda *_: (both, fold))
+        one, other = (replace(data, name=name, corpora=(name,)) for name in ("emodb", "ravdess"))
         with pytest.raises(InterruptedError, match="110000"):
             recipe = replace(RECIPE, preset="paper")
             run_cross_validation(one, recipe, None, tmp_path, test_data=other)

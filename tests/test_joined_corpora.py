@@ -25,7 +25,7 @@ def corpus(name: str, labels: list[str], spoken: list[str]) -> Data:
         }
     )
     dataset = dataset.cast_column("label", ClassLabel(names=labels))
-    return Data(name, None, dataset.cast_column("audio", Audio(decode=False)), f"sum of {name}")
+    return Data(name, (), dataset.cast_column("audio", Audio(decode=False)), f"sum of {name}")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_recording_that_both_hold_is_not_learned_from(tmp_path):
             soundfile.write(tmp_path / path, np.full(1600, level), 16_000)
         paths = [str(tmp_path / path) for path in made.dataset["path"]]
         dataset = made.dataset.remove_columns("audio").add_column("audio", paths)
-        return Data(name, None, dataset.cast_column("audio", Audio(decode=False)), name)
+        return Data(name, (), dataset.cast_column("audio", Audio(decode=False)), name)
 
     _, fold = cross_corpus_fold(
         spoken("berlin", [0.1, 0.2, 0.3, 0.4]), spoken("toronto", [0.5, 0.2])

@@ -74,7 +74,7 @@ class TestRank:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("WORLD_SIZE", "2")
-        data = Data("own", None, None, "")  # type: ignore[arg-type]  # refused before it is read
+        data = Data("own", (), None, "")  # type: ignore[arg-type]  # refused before it is read
 
         with pytest.raises(CrossValidationError, match="--jobs"):
             run_cross_validation(data, tiny_recipe(), "kfold", tmp_path)

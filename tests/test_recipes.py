@@ -83,6 +83,8 @@ class TestPaper:
     def test_takes_each_corpus_at_its_published_length(self) -> None:
         assert build_extractor(RECIPES["paper"], "emodb").num_samples == 96_000
         assert build_extractor(RECIPES["paper"], "ravdess").num_samples == 110_000
+        assert build_extractor(RECIPES["paper"], "ravdess", "emodb").num_samples == 110_000
+        assert build_extractor(RECIPES["paper"]).num_samples == 96_000
         assert build_extractor(RECIPES["default"], "emodb").num_samples is None
 
     def test_is_deeper_for_iemocap(self) -> None:

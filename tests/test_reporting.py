@@ -13,8 +13,9 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from timnet_hf import reporting
-from timnet_hf.crossvalidation import Plan, enrolment_order
+from timnet_hf.crossvalidation import Plan
 from timnet_hf.evaluation import uar, war
+from timnet_hf.fold_training import enrolment_order
 from timnet_hf.reporting import (
     bootstrap_interval,
     build_report,

@@ -39,13 +39,19 @@ def recording_statistics(features: np.ndarray) -> np.ndarray:
     )
 
 
+def all_statistics(store: FeatureStore) -> np.ndarray:
+    """`recording_statistics` of every recording: (recordings, 5 · feature_size)."""
+    return np.stack([recording_statistics(features) for features in store.original])
+
+
 def baseline_predictions(
-    store: FeatureStore, train: Rows, test: Rows, per_speaker: bool = False
+    statistics: np.ndarray, store: FeatureStore, train: Rows, test: Rows, per_speaker: bool = False
 ) -> dict[str, np.ndarray]:
     """What each of ``BASELINES``, trained on ``train``, says of the recordings of ``test``.
 
     Args:
-        store: Features of the corpus.
+        statistics: See `all_statistics`.
+        store: Labels and speakers of the corpus.
         train: Rows to learn from.
         test: Rows to judge.
         per_speaker: Standardise the statistics over each speaker's own recordings, apart on either
@@ -61,7 +67,7 @@ def baseline_predictions(
 
     sides = []
     for rows in (np.asarray(train), np.asarray(test)):
-        table = np.stack([recording_statistics(store.original[row]) for row in rows])
+        table = statistics[rows]
         if per_speaker:
             speakers = np.array([str(store.speakers[row]) for row in rows])
             for speaker in np.unique(speakers):
@@ -88,13 +94,14 @@ def with_baselines(
     They take seconds and depend on no seed, so they are made for a report and not kept with a fold.
     Records that were scored with enrolled voices get those that know each voice too.
     """
+    statistics = all_statistics(store)
     known = any("enrolled" in record for record in records)
     plain, adapted = (
         {
             fold.name: {
                 name: predictions.tolist()
                 for name, predictions in baseline_predictions(
-                    store, fold.train, fold.test, per_speaker
+                    statistics, store, fold.train, fold.test, per_speaker
                 ).items()
             }
             for fold in folds
@@ -127,4 +134,11 @@ def verdict(report: dict[str, Any]) -> str:
     return ", ".join(text for text, found in parts if found)
 
 
-__all__ = ["BASELINES", "baseline_predictions", "recording_statistics", "verdict", "with_baselines"]
+__all__ = [
+    "BASELINES",
+    "all_statistics",
+    "baseline_predictions",
+    "recording_statistics",
+    "verdict",
+    "with_baselines",
+]

@@ -229,7 +229,7 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
 
     results = []
     for report in reports:
-        title = protocol_title(report["protocol"])
+        title = report_title(report)
         title += ", test voices enrolled" if is_adapted(report) else ""
         corpus = CORPORA.get(report["corpus"])
         for kind, name, value in (

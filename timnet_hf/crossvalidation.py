@@ -14,25 +14,21 @@ it stopped; a run whose recipe or data changed is refused instead of being mixed
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from .crossvalidation_plan import SELECTIONS, CrossValidationError, Plan
+from .fold_training import run_fold
 from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full
 from .protocols import Fold
-from .recipes import Recipe
 from .workers import available_cores, end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -40,79 +36,6 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
     from .feature_store import FeatureStore
-
-#: How the reported model of a fold is chosen. The second one leaks the test fold into the choice.
-SELECTIONS = ("last-epoch", "best-on-test")
-#: How many of a new speaker's recordings are enrolled to see what knowing the voice brings.
-ENROLMENT_COUNTS = ("1", "3", "10", "all")
-
-
-class CrossValidationError(ValueError):
-    """A cross-validation cannot start or go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is fixed before the first fold is trained.
-
-    Attributes:
-        corpus: Name of the corpus, or of the user's own data.
-        protocol: See :mod:`timnet_hf.protocols`.
-        recipe: See :mod:`timnet_hf.recipes`.
-        data_sha256: Checksum of the recordings.
-        seeds: Each fold is trained once with each.
-        variant: Added to the recipe's name in reports, such as an ablation.
-        config: Overrides of the recipe's network.
-        arguments: Overrides of the recipe's training arguments.
-        selection: One of ``SELECTIONS``.
-        calibration: Inner folds that each fold's temperature is fitted on; 0 for no temperature.
-        group_by: Column whose values the protocol ``group`` keeps together.
-        shown_fold: The fold whose model draws the map of the fused vectors, for the first seed.
-        command: How the run was asked for.
-    """
-
-    corpus: str
-    protocol: str
-    recipe: Recipe
-    data_sha256: str
-    seeds: tuple[int, ...] = (0,)
-    variant: str = ""
-    config: dict[str, Any] | None = None
-    arguments: dict[str, Any] | None = None
-    selection: str = "last-epoch"
-    calibration: int = 0
-    group_by: str | None = None
-    shown_fold: str = ""
-    command: str = ""
-
-    @property
-    def name(self) -> str:
-        """What the run's folder and reports call the recipe."""
-        leak = "best-on-test" if self.selection == "best-on-test" else ""
-        return "-".join(part for part in (self.recipe.name, self.variant, leak) if part)
-
-    def folder(self, results: str | Path) -> Path:
-        """Where the run lies below the results folder."""
-        return Path(results) / self.corpus / self.protocol / self.name
-
-    def fixed(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it goes on from; seeds may be added."""
-        return {
-            "corpus": self.corpus,
-            "protocol": self.protocol,
-            "recipe": self.recipe.to_dict(),
-            "config": self.config or {},
-            "arguments": self.arguments or {},
-            "selection": self.selection,
-            **({"calibration": self.calibration} if self.calibration else {}),
-            **({"group_by": self.group_by} if self.group_by else {}),
-            "data_sha256": self.data_sha256,
-        }
-
-    def fingerprint(self) -> str:
-        """Short checksum of :meth:`fixed`, kept in every fold's JSON."""
-        text = json.dumps(self.fixed(), sort_keys=True, default=list)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -285,9 +208,7 @@ def _run(
     jobs = max(1, min(jobs, cores, len(tasks)))
     if jobs == 1:
         for seed, fold in tasks:
-            write_json(
-                _fold_path(folder, seed, fold), _run_fold(plan, store, extractor, seed, fold)
-            )
+            write_json(_fold_path(folder, seed, fold), run_fold(plan, store, extractor, seed, fold))
             yield f"seed {seed}, {fold.name}"
         return
     threads = cores // jobs
@@ -325,133 +246,14 @@ def _start_worker(
 
 
 def _work(seed: int, fold: Fold) -> dict[str, Any]:
-    return _run_fold(_worker["plan"], _worker["store"], _worker["extractor"], seed, fold)
-
-
-def _run_fold(
-    plan: Plan,
-    store: FeatureStore,
-    extractor: TimNetFeatureExtractor,
-    seed: int,
-    fold: Fold,
-) -> dict[str, Any]:
-    """Train on one fold's training side, score its test side."""
-    from .calibration import inner_temperature
-    from .evaluation import BestOnTest, LastEpochs, score, tsne, uar, war
-    from .training import build_arguments, train
-
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="timnet-fold-") as scratch:
-        arguments = build_arguments(
-            plan.recipe,
-            scratch,
-            seed,
-            {"disable_tqdm": True, "logging_strategy": "no", **(plan.arguments or {})},
-        )
-        watcher = BestOnTest(store, fold.test) if plan.selection == "best-on-test" else None
-        steadiness = LastEpochs(store, fold.test)
-        trained = train(
-            store,
-            fold.train,
-            plan.recipe,
-            extractor,
-            arguments,
-            plan.config,
-            callbacks=[steadiness, *([watcher] if watcher else [])],
-        )
-    logits, _ = score(trained.model, trained.extractor, store, fold.test)
-    if watcher is not None:
-        logits = watcher.logits
-    if not np.isfinite(logits).all():
-        raise CrossValidationError(
-            f"seed {seed}, {fold.name}: the training diverged, its logits are not finite. Lower "
-            "the learning rate."
-        )
-    temperature = None
-    if fold.inner:
-        temperature = inner_temperature(
-            store, fold.inner, plan.recipe, extractor, seed, plan.config, plan.arguments
-        )
-    references = store.labels[fold.test]
-    record = {
-        "fingerprint": plan.fingerprint(),
-        "fold": fold.name,
-        "seed": seed,
-        "n_train": len(fold.train),
-        "parameters": trained.model.num_parameters(only_trainable=True),
-        "labels": store.label_names,
-        "rows": fold.test.tolist(),
-        "files": [Path(store.paths[row]).name for row in fold.test],
-        "speakers": [store.speakers[row] for row in fold.test],
-        "references": references.tolist(),
-        "logits": np.round(logits.astype(float), 4).tolist(),
-        **_enrolled(plan, trained, store, seed, fold),
-        **({"temperature": temperature} if temperature is not None else {}),
-        "last_epochs": steadiness.predictions,
-        "fusion_weights": _fusion_weights(trained.model),
-        "uar": uar(references, logits.argmax(1)),
-        "war": war(references, logits.argmax(1)),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    if seed == plan.seeds[0] and fold.name == plan.shown_fold:
-        _, fused = score(trained.model, trained.extractor, store, range(len(store)))
-        record["tsne"] = np.round(tsne(fused).astype(float), 2).tolist()
-        record["tsne_labels"] = store.labels.tolist()
-    return record
-
-
-def _enrolled(
-    plan: Plan, trained: Any, store: FeatureStore, seed: int, fold: Fold
-) -> dict[str, dict[str, list[list[float]]]]:
-    """The test side's logits once more, each voice known from 1, 3, 10 or all its recordings.
-
-    Only for recipes whose features are standardised, for that is what adaptation puts right, and
-    only where the test speakers are known by name and new to the model. The recordings are drawn at
-    random and their labels are not looked at.
-    """
-    from .evaluation import score
-
-    named = all(store.speakers[row] is not None for row in fold.test)
-    speakers = np.array([str(name) for name in store.speakers])
-    new = set(speakers[fold.test]).isdisjoint(speakers[fold.train])
-    last = plan.selection != "best-on-test"  # else the model at hand is not the one that is judged
-    if not (named and new and last and plan.recipe.standardize):
-        return {}
-    logits = {
-        count: np.zeros((len(fold.test), len(store.label_names))) for count in ENROLMENT_COUNTS
-    }
-    for speaker in sorted(set(speakers[fold.test])):
-        own = np.flatnonzero(speakers[fold.test] == speaker)
-        drawn = enrolment_order(fold.test[own], seed)
-        for count, scores in logits.items():
-            enrolled = drawn if count == "all" else drawn[: int(count)]
-            scores[own], _ = score(
-                trained.model, trained.extractor, store, fold.test[own], enrolled=enrolled
-            )
-    return {"enrolled": {count: np.round(scores, 4).tolist() for count, scores in logits.items()}}
-
-
-def enrolment_order(rows: np.ndarray, seed: int) -> np.ndarray:
-    """In which order a voice's recordings are enrolled: at random, another one for each seed."""
-    return np.random.default_rng(seed).permutation(rows)
-
-
-def _fusion_weights(model: Any) -> list[float]:
-    import torch
-
-    fusion = model.timnet.fusion
-    with torch.no_grad():
-        _, weights = fusion(torch.zeros(1, fusion.num_scales, 1))
-    return [round(weight, 4) for weight in weights.tolist()]
+    return run_fold(_worker["plan"], _worker["store"], _worker["extractor"], seed, fold)
 
 
 __all__ = [
-    "ENROLMENT_COUNTS",
     "SELECTIONS",
     "CrossValidationError",
     "Plan",
     "cross_validate",
-    "enrolment_order",
     "finished_seeds",
     "read_folds",
     "write_json",

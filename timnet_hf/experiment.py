@@ -43,15 +43,20 @@ class Data:
 
     Attributes:
         name: A corpus of the paper, or the name of the folder with the user's own data.
-        corpus: The same where it is a known corpus, else None.
+        corpora: The known corpora that they are; none where they are one's own.
         dataset: See :mod:`timnet_hf.corpora`.
         sha256: Checksum of names and contents.
     """
 
     name: str
-    corpus: str | None
+    corpora: tuple[str, ...]
     dataset: Dataset
     sha256: str
+
+    @property
+    def corpus(self) -> str | None:
+        """The known corpus, where it is one and no other."""
+        return self.corpora[0] if len(self.corpora) == 1 else None
 
 
 def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
@@ -77,10 +82,10 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
         name = Path(data_dir).resolve().name or "own"
         if name in CORPORA:  # whose results these are not
             name = f"own-{name}"
-        return Data(name, None, dataset, _folder_checksum(dataset))
+        return Data(name, (), dataset, _folder_checksum(dataset))
     name = find_corpus(corpus).name
     dataset = load_corpus(name, data_dir)
-    return Data(name, name, dataset, dataset_checksum(dataset))
+    return Data(name, (name,), dataset, dataset_checksum(dataset))
 
 
 def _folder_checksum(dataset: Dataset) -> str:
@@ -217,7 +222,7 @@ def _train_to_folder(
     }
     if is_first():
         _claim_checkpoints(checkpoints, fixed, resume)
-    extractor = build_extractor(recipe, data.corpus)
+    extractor = build_extractor(recipe, *data.corpora)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
     )
@@ -343,7 +348,7 @@ def run_cross_validation(
     if world_size() > 1:
         raise CrossValidationError("Folds are trained side by side with --jobs, not by a launcher.")
     protocol = _checked_protocol(protocol, group_by, n_folds, test_data is not None)
-    corpus, known = data.name, [data.corpus, test_data.corpus if test_data else None]
+    corpus = data.name
     recipe = recipe.for_corpus(data.corpus)
     if test_data is not None:
         data, fold = cross_corpus_fold(data, test_data)
@@ -379,10 +384,7 @@ def run_cross_validation(
         shown_fold=folds[0].name,
         command=command,
     )
-    # The paper's preset has a length of clip for each corpus: the one that cuts nothing off.
-    extractor = max(
-        (build_extractor(recipe, name) for name in known), key=lambda one: one.num_samples or 0
-    )
+    extractor = build_extractor(recipe, *data.corpora)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
     )

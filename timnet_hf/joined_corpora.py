@@ -50,7 +50,7 @@ def join_corpora(parts: Sequence[Data], shared_labels: bool = False) -> Data:
     joined = concatenate_datasets([_relabelled(part, labels) for part in parts])
     return Data(
         name="-".join(names),
-        corpus=None,
+        corpora=tuple(name for part in parts for name in part.corpora),
         dataset=joined.cast_column("label", ClassLabel(names=labels)),
         sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
     )

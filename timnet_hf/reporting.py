@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .baseline import BASELINES, verdict
-from .crossvalidation import ENROLMENT_COUNTS, Plan, enrolment_order, write_json
+from .crossvalidation import Plan, write_json
 from .evaluation import softmax, uar, war
+from .fold_training import ENROLMENT_COUNTS, enrolment_order
 from .output_folder import in_one_step
 
 BOOTSTRAP_ROUNDS = 1000

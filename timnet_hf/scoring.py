@@ -249,6 +249,8 @@ def _as_table(job: Job, shard: Shard, scored: list[Scored], scorer: Scorer) -> p
     return pa.Table.from_pydict(values, schema=output_schema(job, scorer))
 
 
+#: What `Job.shard_file` calls shards.
+_SHARDS = "shard-[0-9][0-9][0-9][0-9][0-9]*.parquet"
 _OURS = {"index", "path", "label", "score", "duration", "sampling_rate", "silent", "error"}
 
 
@@ -260,7 +262,7 @@ def _claimed(folder: Path, output: Path) -> Iterator[None]:
     remedy = "free some space and run the same command again: what is done is kept"
     try:
         with sole_use(folder, ScoringError), told_when_full(folder, remedy):
-            foreign = [path.name for path in folder.glob("shard-*")]
+            foreign = [path.name for path in folder.glob("shard-*.parquet")]
             if foreign and not (folder / "plan.json").exists():
                 raise ScoringError(
                     f"{folder}: holds {min(foreign)}, and no plan of a run that made it. Move it "
@@ -278,8 +280,9 @@ def _claimed(folder: Path, output: Path) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what a run keeps there, the plan last: what lies there without it is not ours."""
-    shards = ("shard-*.parquet",) if (folder / "plan.json").exists() else ()
-    for pattern in (*shards, "inputs.parquet", ".*.tmp", "plan.json"):
+    shards = (_SHARDS, f".{_SHARDS}.*.tmp") if (folder / "plan.json").exists() else ()
+    listing = ("inputs.parquet", ".inputs.parquet.tmp")
+    for pattern in (*shards, *listing, ".joined.tmp", ".plan.json.*.tmp", "plan.json"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -220,12 +220,14 @@ def _on_chosen_speakers(reports: list[dict[str, Any]]) -> list[str]:
         judged = report["protocol"].removeprefix(CROSS_CORPUS)
         judged = judged if judged in CORPORA else report["corpus"]
         chosen = CHOSEN_ON.get(judged, [])
-        recalls = report.get("per_speaker", {}).items()
-        recalls = [(name.removeprefix(f"{judged}:"), recall) for name, recall in recalls]
-        known = [recall for name, recall in recalls if name in chosen]
-        new = [recall for name, recall in recalls if name not in chosen]
+        recalls = {
+            name.removeprefix(f"{judged}:"): recall
+            for name, recall in report.get("per_speaker", {}).items()
+        }
+        known = [recall for name, recall in recalls.items() if name in chosen]
+        new = [recall for name, recall in recalls.items() if name not in chosen]
         if known and new:
-            where = protocol_title(report["protocol"]) + (", adapted" * is_adapted(report))
+            where = report_title(report) + (", adapted" if is_adapted(report) else "")
             means = f"{fmean(known):.1f} and {fmean(new):.1f} % (*{where}*)"
             found.setdefault(judged, []).append(means)
     return [

@@ -25,7 +25,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from .configuration_timnet import TimNetConfig
-from .feature_extraction_timnet import TimNetFeatureExtractor
+from .feature_extraction_timnet import PAPER_NUM_SAMPLES, TimNetFeatureExtractor
 from .feature_store import FeatureStore
 from .modeling_timnet import TimNetForAudioClassification
 from .ranks import rank, share, world_size
@@ -238,9 +238,14 @@ class Trained:
     epochs: float
 
 
-def build_extractor(recipe: Recipe, corpus: str | None = None) -> TimNetFeatureExtractor:
-    """The recipe's feature extractor, without normalisation statistics."""
-    return TimNetFeatureExtractor.from_preset(recipe.preset, corpus=corpus, **recipe.features)
+def build_extractor(recipe: Recipe, *corpora: str) -> TimNetFeatureExtractor:
+    """The recipe's feature extractor, without normalisation statistics.
+
+    The paper's preset has a length of clip for each known corpus; for several of them it is the
+    longest, which cuts nothing off.
+    """
+    longest = max(corpora, key=lambda name: PAPER_NUM_SAMPLES.get(name, 0), default=None)
+    return TimNetFeatureExtractor.from_preset(recipe.preset, corpus=longest, **recipe.features)
 
 
 def build_model(
