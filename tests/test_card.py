@@ -228,6 +228,8 @@ def test_the_card_of_a_converted_checkpoint_does_not_invent_a_training() -> None
 def test_a_fitted_temperature_is_stated() -> None:
     assert "No temperature was fitted" in card(LOSO)
     assert "A temperature of 1.250 was fitted" in card(LOSO, temperature=1.25)
+    told = " ".join(card(LOSO, record={**RECORD, "calibration": 1}, temperature=1.25).split())
+    assert "fitted on held-out speakers (1 of 4 inner folds)" in told
 
 
 def test_the_calibration_error_is_given_without_and_with_a_temperature() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .calibration import INNER_FOLDS
 from .corpus_table import CORPORA, Corpus
 from .tables import (
     ADAPTED,
@@ -345,6 +346,8 @@ def _about_results(
         "temperature": f"{temperature:.3f}",
         "apply_temperature": bool(config.get("apply_temperature")),
     }
+    if record.get("calibration"):
+        values["inner_folds"] = f"{record['calibration']} of {INNER_FOLDS}"
     values["left_out"] = [
         {
             "learned": CORPORA[report["corpus"]].title,
