@@ -191,6 +191,20 @@ class TestWaveformsIn:
         with torch.inference_mode():
             np.testing.assert_allclose(logits, network(**inputs).logits, atol=1e-4)
 
+    def test_a_mask_of_one_column_stands_for_all_samples(self, files: tuple[Path, Path]) -> None:
+        session = open_session(files[0].read_bytes())
+        waveform = np.stack([synthesise_speech(1.0), 0.5 * synthesise_speech(1.0), np.zeros(RATE)])
+        waveform = waveform.astype(np.float32)
+        wide, narrow = (np.ones((3, columns), np.int64) for columns in (RATE, 1))
+        expected = session.run(None, {"waveform": waveform, "attention_mask": wide})
+        found = session.run(None, {"waveform": waveform, "attention_mask": narrow})
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        narrow[1] = 0
+        (scores, _, frames) = session.run(None, {"waveform": waveform, "attention_mask": narrow})
+        assert np.isnan(scores[1]).all()
+        np.testing.assert_array_equal(scores[[0, 2]], expected[0][[0, 2]])
+
     def test_rows_without_an_answer_are_nan_and_leave_the_others_alone(
         self, files: tuple[Path, Path]
     ) -> None:
@@ -265,7 +279,8 @@ class TestFile:
 
     def test_lengths_and_batches_are_open(self, files: tuple[Path, Path]) -> None:
         session = open_session(files[0].read_bytes())
-        assert [value.shape for value in session.get_inputs()] == [["batch", "samples"]] * 2
+        shapes = [value.shape for value in session.get_inputs()]
+        assert shapes == [["batch", "samples"], ["batch", "samples_or_1"]]
         assert session.get_outputs()[0].shape == ["batch", len(LABELS)]
 
     def test_the_same_model_makes_the_same_bytes(

@@ -310,7 +310,7 @@ def _stream(source: AudioSource, name: str | None, rate: int, size: int) -> Iter
                 yield from joined[:whole].reshape(-1, size)
                 held, count = [joined[whole:].copy()], count % size
     if count:
-        yield np.concatenate(held)
+        yield held[0] if len(held) == 1 else np.concatenate(held)
 
 
 def _mono(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ so it stays zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -78,45 +79,52 @@ class FoldedTimNet:
         Returns:
             Logits (clips, num_labels), as the network gives them for each clip alone.
         """
-        lengths = torch.tensor([len(clip) for clip in clips])
-        longest, count = int(lengths.max()), len(clips)
-        views = pad_sequence(list(clips)).expand(self.members, -1, -1, -1)
-        if self.directions == 2:
-            mirrored = pad_sequence([clip.flip(0) for clip in clips])
-            views = torch.cat((views, mirrored.expand_as(views)))
-        hidden = _convolve(views.flatten(1, 2), 1, self.embed)
-        mask = None
-        if int(lengths.min()) < longest:
-            valid = torch.arange(longest)[:, None] < lengths
-            mask = valid.to(hidden.dtype)[:, :, None]  # (frames, clips, 1)
-            hidden.unflatten(1, (longest, count)).mul_(mask)
-
+        counted = [len(clip) for clip in clips]
+        longest, count, size = max(counted), len(clips), self.embed[1].shape[-1]
+        lengths = torch.tensor(counted)
         counts = lengths[:, None].float()
-        pairs = (counts - 1).clamp_(min=1)
+        mask = None
+        if min(counted) < longest:
+            valid = torch.arange(longest)[:, None] < lengths
+            mask = valid.float()[:, :, None]  # (frames, clips, 1)
+
+        # One clip or two: all scales are pooled at once, for the time goes into calls. More would
+        # not stay in the processor's cache until then.
+        shape = self.directions * self.members, longest, count, size
+        together = self.multi_scale and math.prod(shape) * (len(self.blocks) + 1) <= _SMALL
+        states = torch.empty(len(self.blocks) + 1 if together else 1, *shape)
+        spare = torch.empty_like(states)
+
+        hidden = self._enter(clips, states[0].flatten(1, 2))
+        if mask is not None:
+            states[0].mul_(mask)
         if self.centered:
-            self._centre(hidden.unflatten(1, (longest, count)), counts, mask)
-
-        def pool(scales: torch.Tensor) -> torch.Tensor:
-            return self._pool(scales.unflatten(2, (longest, count)), counts, pairs, mask)
-
-        # One clip or two: pooled all at once, for the time goes into calls. More would not stay
-        # in the processor's cache until then.
-        at_once = hidden.numel() * (len(self.blocks) + 1) <= _SMALL
-        kept = [hidden] if self.pool_input else []
-        pooled: list[torch.Tensor] = []
-        for index, layers in enumerate(self.blocks):
+            self._centre(states[0], counts, mask)
+        pooled = []
+        if self.pool_input and not together:
+            pooled.append(self._pool(states, spare, counts, mask))
+        for index, layers in enumerate(self.blocks, start=1):
             gate = hidden
             for dilation, taps in layers:
                 gate = _convolve(gate, dilation * count, taps).relu_()
-            hidden = gate.sigmoid_().mul_(hidden)
-            if self.multi_scale or index == len(self.blocks) - 1:
-                kept.append(hidden)
-            if not at_once:
-                pooled += [pool(one[None]) for one in kept]
-                kept = []
-        if kept:
-            pooled.append(pool(torch.stack(kept)))
+            state = states[index if together else 0].flatten(1, 2)
+            hidden = torch.mul(gate.sigmoid_(), hidden, out=state)
+            if not together and (self.multi_scale or index == len(self.blocks)):
+                pooled.append(self._pool(states, spare, counts, mask))
+        if together:
+            first = 0 if self.pool_input else 1
+            pooled.append(self._pool(states[first:], spare[first:], counts, mask))
         return torch.addmm(self.offset, torch.cat(pooled, dim=1), self.readout)
+
+    def _enter(self, clips: Sequence[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        """Put clips, (frames, input_size) each, through the first layer: (streams, rows, size)."""
+        taps, bias = self.embed
+        for direction, views in enumerate(hidden.split(self.members)):
+            turned = [clip.flip(0) for clip in clips] if direction else list(clips)
+            rows = pad_sequence(turned).flatten(0, 1).expand(self.members, -1, -1)
+            own = slice(direction * self.members, (direction + 1) * self.members)
+            torch.bmm(rows, taps[0][own], out=views)
+        return hidden.add_(bias)
 
     def _centre(
         self, hidden: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor | None
@@ -135,27 +143,27 @@ class FoldedTimNet:
 
     def _pool(
         self,
-        hidden: torch.Tensor,
+        states: torch.Tensor,
+        spare: torch.Tensor,
         counts: torch.Tensor,
-        pairs: torch.Tensor,
         mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Pool (scales, streams, frames, clips, channels) to (clips, scales · pooled_size).
 
-        See TimNetPooling. ``counts`` and ``pairs`` (clips, 1): each clip's frames, and neighbours
-        among them.
+        See TimNetPooling. ``counts`` (clips, 1): each clip's frames. ``spare`` is written over.
         """
-        mean = hidden.sum(2).div_(counts)
+        mean = states.sum(2).div_(counts)
         if not self.statistics:
             mean = mean.unflatten(1, (self.directions, -1)).sum(1)  # (scales, members, clips, …)
             return mean.permute(2, 0, 1, 3).flatten(1)
-        centred = hidden - mean[:, :, None]
-        change = hidden[:, :, 1:] - hidden[:, :, :-1]
+        centred = torch.sub(states, mean[:, :, None], out=spare)
         if mask is not None:
             centred.mul_(mask)
-            change.mul_(mask[1:])
         deviation = centred.square_().sum(2).div_(counts).add_(1e-6).sqrt_()
-        change = change.abs_().sum(2).div_(pairs)
+        change = torch.sub(states[:, :, 1:], states[:, :, :-1], out=spare[:, :, 1:])
+        if mask is not None:
+            change.mul_(mask[1:])
+        change = change.abs_().sum(2).div_((counts - 1).clamp_(min=1))
         pooled = torch.stack((mean, deviation, change), 1)  # (scales, 3, streams, clips, channels)
         return pooled.permute(3, 0, 1, 2, 4).flatten(1)
 
@@ -201,13 +209,14 @@ def _readout(model: TimNetForAudioClassification) -> tuple[torch.Tensor, torch.T
 
 def _convolve(rows: torch.Tensor, dilation: int, taps: Taps) -> torch.Tensor:
     """Causal convolution of (streams, rows, channels); the dilation is counted in rows."""
+    # Plain products, added up: one that adds as it multiplies takes twice as long at this width.
     (*older, newest), bias = taps
-    result = torch.baddbmm(bias, rows, newest)
+    result = torch.bmm(rows, newest)
     for age, matrix in enumerate(reversed(older), start=1):
         shift = age * dilation
         if shift < rows.shape[1]:
-            result[:, shift:].baddbmm_(rows[:, :-shift], matrix)
-    return result
+            result[:, shift:].add_(torch.bmm(rows[:, :-shift], matrix))
+    return result.add_(bias)
 
 
 __all__ = ["FoldedTimNet"]

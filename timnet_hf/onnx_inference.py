@@ -68,7 +68,7 @@ class OnnxModel:
         try:
             self._session = open_session(content, threads)
             self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-            inputs = tuple(value.name for value in self._session.get_inputs())
+            inputs = {value.name: value.shape for value in self._session.get_inputs()}
             outputs = {value.name: value.shape for value in self._session.get_outputs()}
         except ImportError:
             raise
@@ -76,10 +76,12 @@ class OnnxModel:
             raise self._error(f"ONNX Runtime cannot load it ({_short(error)})") from error
         if self.metadata.get("input") == "features":
             raise self._error("it takes features. Give the file that takes waveforms")
-        if inputs != ("waveform", "attention_mask") or not {"probabilities", "frames"} <= {
+        if [*inputs] != ["waveform", "attention_mask"] or not {"probabilities", "frames"} <= {
             *outputs
         }:
             raise self._error("its inputs and outputs are not those of a TIM-Net")
+        # A file of an earlier version wants a mask as wide as the waveform, and says so.
+        self._narrow_mask = inputs["attention_mask"] != inputs["waveform"]
         try:
             self.labels = [str(name) for name in json.loads(self.metadata["labels"])]
             self.sampling_rate = int(self.metadata["sampling_rate"])
@@ -119,10 +121,8 @@ class OnnxModel:
         frames = np.zeros(len(clips), dtype=np.int64)
         # One by one: what a clip takes stays in the processor's cache, and nothing is padded.
         for row, clip in enumerate(clips):
-            feed = {
-                "waveform": clip.astype(np.float32, copy=False)[None],
-                "attention_mask": np.ones((1, len(clip)), dtype=np.int64),
-            }
+            mask = np.ones((1, 1 if self._narrow_mask else len(clip)), dtype=np.int64)
+            feed = {"waveform": clip.astype(np.float32, copy=False)[None], "attention_mask": mask}
             try:
                 found, count = self._session.run(["probabilities", "frames"], feed)
             except Exception as error:

@@ -47,10 +47,10 @@ def waveform_model(analysis: Analysis, network: Network, metadata: dict[str, str
     """Make the ONNX model that hears waveforms.
 
     Inputs are ``waveform`` (batch, samples) float32 and ``attention_mask`` (batch, samples) int64,
-    1 at each clip's samples and 0 behind them. Outputs are ``probabilities`` and ``logits``, both
-    (batch, labels), and ``frames`` (batch,), the frames each answer rests on. A row is NaN where
-    the clip has no sample, a mask with holes, or a sample that is NaN or infinite, also behind its
-    end.
+    1 at each clip's samples and 0 behind them, or (batch, 1) where all samples are the clip's.
+    Outputs are ``probabilities`` and ``logits``, both (batch, labels), and ``frames`` (batch,), the
+    frames each answer rests on. A row is NaN where the clip has no sample, a mask with holes, or a
+    sample that is NaN or infinite, also behind its end.
 
     ``network.embed`` takes the bands' natural logarithms of power.
     """
@@ -83,7 +83,7 @@ def waveform_model(analysis: Analysis, network: Network, metadata: dict[str, str
         metadata,
         [
             ("waveform", "FLOAT", ["batch", "samples"]),
-            ("attention_mask", "INT64", ["batch", "samples"]),
+            ("attention_mask", "INT64", ["batch", "samples_or_1"]),
         ],
         [*_scores(labels), ("frames", "INT64", ["batch"])],
     )

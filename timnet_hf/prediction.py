@@ -304,7 +304,7 @@ def _blocks(path: str, scorer: Scorer) -> Iterable[np.ndarray]:
         samples += block.size
         if samples > LONGEST_SINGLE_CLIP * rate:
             return itertools.chain(taken, blocks)
-    return [np.concatenate(taken)] if taken else []
+    return [np.concatenate(taken)] if len(taken) > 1 else taken
 
 
 def _predict_recording(path: str, scorer: Scorer) -> Prediction:
@@ -313,7 +313,7 @@ def _predict_recording(path: str, scorer: Scorer) -> Prediction:
     weight, samples, heard = 0.0, 0, False
     for block in _blocks(path, scorer):
         samples += block.size
-        loud = bool(np.abs(block).max(initial=0.0) > 1e-4)
+        loud = bool(block.size and max(block.max(), -block.min()) > 1e-4)
         if block.size == 0 or (heard and not loud):
             continue
         if loud and not heard:
