@@ -39,6 +39,7 @@ quality: $(VENV)/.installed-dev ## lint, formatting, types
 
 bench: $(VENV)/.installed-bench ## measure speed against librosa, Keras and wav2vec 2.0
 	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python scripts/update_tables.py
 
 space: $(VENV)/.installed-demo ## open the demo page on this machine
 	$(BIN)/timnet space

@@ -5,16 +5,19 @@ python scripts/benchmark.py                     all rows but the slow one
 python scripts/benchmark.py --only training     the rows whose name has this in it
 python scripts/benchmark.py --slow --data-dir DATA    the slow one: time to train, on EMO-DB
 
-Each row is written as soon as it is measured, beside those of earlier runs; the README's table
-follows with `python scripts/update_tables.py`.
+Each row is written as soon as it is measured, beside those of earlier runs, and says of which
+commit it is; the README's table follows with `python scripts/update_tables.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 # Before numpy, torch and TensorFlow are loaded, which read them once.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -22,9 +25,10 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1")
 
 import torch  # noqa: E402
+from benchmark_limits import measure_anew  # noqa: E402
 from benchmark_processes import ROWS as PROCESS_ROWS  # noqa: E402
 from benchmark_rows import ROWS  # noqa: E402
-from benchmark_timing import merge_rows  # noqa: E402
+from benchmark_timing import merge_rows, with_aim  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from timnet_hf.provenance import versions  # noqa: E402
@@ -32,9 +36,28 @@ from timnet_hf.provenance import versions  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 #: Where the published network ends up on new voices is a little higher.
 WANTED = 60.0
-TRAINING_TIME = f"training until {WANTED:.0f} % UAR on new voices"
+TRAINING_TIME = f"training until {WANTED:.0f} % UAR on new voices, features included"
 ALL = {**ROWS, **PROCESS_ROWS}
 ORDER = [*ROWS, TRAINING_TIME, *PROCESS_ROWS]
+#: Packages that only the other side, or the exported file, needs.
+OTHERS = ("librosa", "tensorflow", "tf_keras", "onnxruntime")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, day, and the versions of everything that was measured."""
+
+    def git(*command: str) -> str:
+        run = subprocess.run(
+            ["git", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        return run.stdout.strip()
+
+    changed = "-changed" if git("status", "--porcelain", "--", "timnet_hf", "scripts") else ""
+    return {
+        "commit": (git("rev-parse", "--short", "HEAD") or "unknown") + changed,
+        "date": date.today().isoformat(),
+        "versions": versions(*OTHERS),
+    }
 
 
 def main() -> int:
@@ -59,6 +82,7 @@ def main() -> int:
     logging.disable_progress_bar()
     for name in [TRAINING_TIME] if arguments.slow else names:
         print(f"{name} …", end=" ", flush=True)
+        measure_anew()
         if arguments.slow:
             from benchmark_training import training_time_row
 
@@ -66,7 +90,7 @@ def main() -> int:
         else:
             row = ALL[name](name, arguments.rounds)
         print("{ratio_median} × ({ours} {unit} against {other}, limit {limit})".format(**row))
-        merge_rows(arguments.output, [{**row, "versions": versions()}], ORDER)
+        merge_rows(arguments.output, [{**with_aim(row), **provenance()}], ORDER)
     return 0
 
 

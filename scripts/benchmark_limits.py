@@ -3,7 +3,7 @@
 
 A limit is the time of the arithmetic alone at the rate of a large matrix product, of the bare
 Fourier transform, and of reading the file from the system's cache. Nothing reaches it; it says how
-much there is left to win.
+much there is left to win. Rates are measured anew for every row, for the machine's speed changes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def _seconds(action: Callable[[], Any], repeats: int = 15) -> float:
 
 
 @lru_cache
-def gemm_rate() -> float:
-    """Floating-point operations a second in a large float32 matrix product."""
+def gemm_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second in a large matrix product."""
     size = 768
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    out = torch.empty(size, size)
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    out = torch.empty(size, size, dtype=dtype)
     return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out))
 
 
@@ -43,6 +43,12 @@ def fft_seconds(n_fft: int, frames: int) -> float:
     """Seconds of one real Fourier transform a frame, with nothing around it."""
     values = torch.randn(frames, n_fft)
     return _seconds(lambda: torch.fft.rfft(values))
+
+
+def measure_anew() -> None:
+    """Forget the rates, so that the next row measures its own."""
+    gemm_rate.cache_clear()
+    fft_seconds.cache_clear()
 
 
 def read_seconds(path: Path) -> float:
@@ -72,4 +78,11 @@ def features_seconds(extractor: TimNetFeatureExtractor, samples: int) -> float:
     return fft_seconds(extractor.n_fft, frames) + flops / gemm_rate()
 
 
-__all__ = ["features_seconds", "fft_seconds", "gemm_rate", "network_flops", "read_seconds"]
+__all__ = [
+    "features_seconds",
+    "fft_seconds",
+    "gemm_rate",
+    "measure_anew",
+    "network_flops",
+    "read_seconds",
+]

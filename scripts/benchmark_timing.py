@@ -16,6 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: What a row should reach: a ratio, or so many of its unit, and that as it is said.
+AIMS: dict[str, tuple[str, float, str]] = {
+    "file → features, default preset": ("ratio_median", 3, "3 ×"),
+    "file → label, one clip": ("ratio_median", 3, "3 ×"),
+    "file → label, one clip, exported to ONNX": ("ratio_median", 3, "3 ×"),
+    "file → label, one clip, beside wav2vec 2.0": ("ratio_median", 60, "60 ×"),
+    "waveform → label, exported to ONNX": ("ratio_median", 1, "1 ×"),
+    "folder of wav files → scores": ("ours", 1000, "1,000 × real time"),
+    "training step, 64 × 188 frames": ("ratio_median", 2.5, "2.5 ×"),
+    "training step, 64 × 188 frames, ours in bfloat16": ("ratio_median", 2.5, "2.5 ×"),
+    "import timnet_hf": ("ours", 0.3, "at most 0.3 s"),
+    "timnet --help": ("ours", 0.5, "at most 0.5 s"),
+}
+
 #: Carries out one side once, and returns what it cost.
 Measure = Callable[[], float]
 
@@ -91,6 +105,15 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def with_aim(row: dict[str, Any]) -> dict[str, Any]:
+    """Add what a row should reach, and whether it does; None where nothing was set."""
+    if row["name"] not in AIMS:
+        return {**row, "aim": None, "reached": None}
+    figure, wanted, said = AIMS[row["name"]]
+    reached = row[figure] <= wanted if said.startswith("at most") else row[figure] >= wanted
+    return {**row, "aim": said, "reached": reached}
+
+
 def merge_rows(path: Path, rows: list[dict[str, Any]], order: list[str]) -> list[dict[str, Any]]:
     """Put new rows in place of those of the same name, and write all in the given order.
 
@@ -106,4 +129,4 @@ def merge_rows(path: Path, rows: list[dict[str, Any]], order: list[str]) -> list
     return merged
 
 
-__all__ = ["Measure", "alternate", "make_row", "merge_rows", "milliseconds"]
+__all__ = ["AIMS", "Measure", "alternate", "make_row", "merge_rows", "milliseconds", "with_aim"]

@@ -136,13 +136,58 @@ class TestTable:
         text = "a\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nb"
         filled = fill_benchmark(text, tmp_path)
 
-        assert "| what | 1.5 ms | 6,000 ms | whom | **4,000** (4,000 to 4,000) | – |" in filled
+        line = "| what | 1.5 ms | 6,000 ms | whom | **4,000** (4,000 to 4,000) | – | – |"
+        assert line in filled
         assert "old" not in filled and filled.startswith("a\n") and filled.endswith("\nb")
         assert fill_benchmark(filled, tmp_path) == filled
+
+    def test_it_says_what_was_aimed_at_and_missed_and_where_it_comes_from(
+        self, timing: ModuleType
+    ) -> None:
+        rows = [timing.make_row(name, "whom", [1.0], [2.0], "ms") for name in ("a", "b")]
+        rows[0] |= {"aim": "2 ×", "reached": True, "commit": "1234567", "date": "2026-01-31"}
+        rows[1] |= {"aim": "3 ×", "reached": False, "commit": "1234567", "date": "2026-01-31"}
+
+        table = render_benchmark(rows)
+
+        assert "| **2** (2 to 2) | 2 × | – |" in table
+        assert "| **2** (2 to 2) | 3 ×, **missed** | – |" in table
+        assert "Measured at 1234567 (2026-01-31);" in table
 
     def test_without_results_it_says_so(self, tmp_path: Path) -> None:
         text = "<!-- benchmark:begin -->\n<!-- benchmark:end -->"
         assert "Nothing has been measured" in fill_benchmark(text, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reached"),
+    [
+        ("file → label, one clip", {"ratio_median": 3.0}, True),
+        ("file → label, one clip", {"ratio_median": 2.99}, False),
+        ("folder of wav files → scores", {"ratio_median": 9.0, "ours": 999.0}, False),
+        ("timnet --help", {"ratio_median": 0.1, "ours": 0.5}, True),
+        ("timnet --help", {"ratio_median": 9.0, "ours": 0.51}, False),
+        ("peak memory of a first prediction", {}, None),
+    ],
+)
+def test_a_row_knows_whether_it_reaches_its_aim(
+    timing: ModuleType, name: str, row: dict[str, float], reached: bool | None
+) -> None:
+    assert timing.with_aim({"name": name, **row})["reached"] == reached
+
+
+def test_every_aim_is_of_a_row_that_is_measured(repository: Path, timing: ModuleType) -> None:
+    scripts = (repository / "scripts").glob("benchmark_*.py")
+    text = "".join(path.read_text() for path in scripts if path.name != "benchmark_timing.py")
+    for name in timing.AIMS:
+        assert f'"{name}": ' in text, name
+
+
+def test_the_extra_brings_whatever_a_row_needs(repository: Path) -> None:
+    text = (repository / "pyproject.toml").read_text(encoding="utf-8")
+    bench = text.partition("\nbench = [")[2].partition("]\n")[0]
+    for needed in ("timnet-hf[onnx]", "librosa", "tensorflow-cpu", "tf_keras"):
+        assert f'"{needed}' in bench
 
 
 class TestLimits:

@@ -222,6 +222,25 @@ class TestWaveformsIn:
         assert np.isfinite(scores[0]).all()
 
 
+def test_a_file_that_wants_a_mask_as_wide_as_the_waveform_gets_it(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """So do those of earlier versions, which say it by the name of the axis."""
+    import onnx
+
+    old = onnx.load(files[0])
+    old.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "samples"
+    # What such a file makes of a mask of one column: a clip of one sample.
+    each = next(node for node in old.graph.node if node.op_type == "Div")
+    each.input[1] = each.input[0]
+    onnx.save(old, tmp_path / "old.onnx")
+    clips = some_clips()
+    scores, frames = OnnxModel(files[0]).score(clips)
+    found, counted = OnnxModel(tmp_path / "old.onnx").score(clips)
+    np.testing.assert_array_equal(found, scores)
+    np.testing.assert_array_equal(counted, frames)
+
+
 class TestFeaturesIn:
     @pytest.mark.parametrize("frames", [1, 2, 3, 140])
     def test_any_number_of_frames(

@@ -460,6 +460,21 @@ def test_a_read_only_waveform_is_taken_without_a_warning(recwarn: pytest.Warning
     assert not recwarn.list
 
 
+def test_the_default_analysis_is_librosas_but_for_level_and_silence(emodb_dir: Path) -> None:
+    librosa = pytest.importorskip("librosa")
+    extractor = TimNetFeatureExtractor(normalize_level=False, trim_db=None)
+    paths = sorted(emodb_dir.rglob("*.wav"))[::27]
+    assert len(paths) >= 19
+    for path in paths:
+        waveform = load_audio(path, 16_000)
+        power = librosa.feature.melspectrogram(
+            y=waveform, sr=16_000, n_fft=1024, win_length=800, hop_length=320, n_mels=64,
+            fmin=50, fmax=7_600,
+        )  # fmt: skip
+        expected = librosa.feature.mfcc(S=librosa.power_to_db(power, top_db=60), n_mfcc=39).T
+        np.testing.assert_allclose(extractor.extract(waveform), expected, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_defaults_of_the_caller_do_not_reach_the_features(default: torch.dtype) -> None:
     clip = np.sin(np.arange(8_000) / 7).astype(np.float32)

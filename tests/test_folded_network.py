@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from timnet_hf import TimNetConfig, TimNetForAudioClassification
+from timnet_hf import TimNetConfig, TimNetForAudioClassification, load_audio
 from timnet_hf.configuration_timnet import ABLATIONS
 from timnet_hf.folded_network import FoldedTimNet
+from timnet_hf.prediction import load_model
 from timnet_hf.recipes import RECIPES
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,6 +51,31 @@ def clips(*lengths: int) -> list[torch.Tensor]:
 @torch.inference_mode()
 def one_by_one(model: TimNetForAudioClassification, batch: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([model(clip[None]).logits for clip in batch])
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_defaults_of_the_caller_do_not_reach_the_answers(default: torch.dtype) -> None:
+    folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
+    batch = clips(90, 80)
+    expected = folded(batch)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        with torch.device("meta"):
+            assert torch.equal(folded(batch), expected)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_logits_of_real_recordings_are_the_networks(emodb_dir: Path) -> None:
+    model, extractor = load_model()
+    paths = sorted(emodb_dir.rglob("*.wav"))[::11][:48]
+    assert len(paths) == 48
+    batch = [extractor.normalize(extractor.extract(load_audio(path, 16_000))) for path in paths]
+    expected, folded = one_by_one(model, batch), FoldedTimNet(model)
+    for together in (1, 16):
+        found = torch.cat([folded(batch[at : at + together]) for at in range(0, 48, together)])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("lengths", [(300,), (120, 150), (300, 280, 310, 290)])

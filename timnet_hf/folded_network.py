@@ -81,18 +81,19 @@ class FoldedTimNet:
         """
         counted = [len(clip) for clip in clips]
         longest, count, size = max(counted), len(clips), self.embed[1].shape[-1]
-        lengths = torch.tensor(counted)
-        counts = lengths[:, None].float()
+        # Like the weights, whatever kind and place of tensors the caller has made the default.
+        plain: Any = {"dtype": self.offset.dtype, "device": self.offset.device}
+        counts = torch.tensor(counted, **plain)[:, None]
         mask = None
         if min(counted) < longest:
-            valid = torch.arange(longest)[:, None] < lengths
-            mask = valid.float()[:, :, None]  # (frames, clips, 1)
+            step = torch.arange(longest, **plain)[:, None]
+            mask = (step < counts[:, 0]).to(counts)[:, :, None]  # (frames, clips, 1)
 
         # One clip or two: all scales are pooled at once, for the time goes into calls. More would
         # not stay in the processor's cache until then.
         shape = self.directions * self.members, longest, count, size
         together = self.multi_scale and math.prod(shape) * (len(self.blocks) + 1) <= _SMALL
-        states = torch.empty(len(self.blocks) + 1 if together else 1, *shape)
+        states = torch.empty(len(self.blocks) + 1 if together else 1, *shape, **plain)
         spare = torch.empty_like(states)
 
         hidden = self._enter(clips, states[0].flatten(1, 2))

@@ -21,10 +21,10 @@ _PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Version of Python and of each package that is installed."""
+def versions(*more: str) -> dict[str, str]:
+    """Version of Python, of each package that is installed, and of ``more`` packages."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -321,17 +321,22 @@ def render_benchmark(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "Nothing has been measured yet."
     lines = [
-        "| what | ours | other | the other is | times better | machine's limit |",
-        "|---|---|---|---|---|---|",
+        "| what | ours | other | the other is | times better | aimed at | machine's limit |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        aim = f"{row['aim']}{'' if row['reached'] else ', **missed**'}" if row.get("aim") else "–"
         spread = f"{_figure(row['ratio_min'])} to {_figure(row['ratio_max'])}"
         limit = "–" if row["limit"] is None else _with_unit(row["limit"], row["unit"])
         lines.append(
             f"| {row['name']} | {_with_unit(row['ours'], row['unit'])} | "
             f"{_with_unit(row['other'], row['unit'])} | {row['against']} | "
-            f"**{_figure(row['ratio_median'])}** ({spread}) | {limit} |"
+            f"**{_figure(row['ratio_median'])}** ({spread}) | {aim} | {limit} |"
         )
+    commits = sorted({(row["date"], row["commit"]) for row in rows if "commit" in row})
+    if commits:
+        said = ", ".join(f"{commit} ({date})" for date, commit in commits)
+        lines += ["", f"Measured at {said}; versions stand in `results/benchmark.json`."]
     return "\n".join(lines)
 
 
