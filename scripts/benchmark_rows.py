@@ -296,6 +296,7 @@ def bulk_row(name: str, rounds: int) -> Row:
     """A folder of wav files → a table of scores, in seconds of sound a second."""
     from timnet_hf.scoring import score
 
+    keep_freed_memory()  # as `timnet score` does; for both sides alike
     model, extractor = load_model()
     sound = BULK * DURATION
     with clip_files(BULK) as paths, tempfile.TemporaryDirectory() as scratch:
@@ -328,8 +329,8 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "waveform → label, exported to ONNX": onnx_row,
     "64 waveforms → labels": batch_row(KERAS),
     "64 waveforms → labels, beside wav2vec 2.0": batch_row(WAV2VEC),
-    "folder of wav files → scores": bulk_row,
     # Last: from here on the process keeps its memory.
+    "folder of wav files → scores": bulk_row,
     "training step, 64 × 188 frames": training_row(bfloat16=False),
     "training step, 64 × 188 frames, ours in bfloat16": training_row(bfloat16=True),
 }

@@ -33,6 +33,7 @@ from timnet_hf.audio import find_audio_files, mono_blocks  # noqa: E402
 from timnet_hf.crossvalidation import write_json  # noqa: E402
 from timnet_hf.decoding import open_recording  # noqa: E402
 from timnet_hf.folded_network import FoldedTimNet  # noqa: E402
+from timnet_hf.memory import keep_freed_memory  # noqa: E402
 from timnet_hf.prediction import load_model, predict_files  # noqa: E402
 from timnet_hf.provenance import versions  # noqa: E402
 from timnet_hf.scoring import BATCH_SIZE, score  # noqa: E402
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.data_dir is not None:
+        keep_freed_memory()  # as `timnet score` does
         write_json(REPORT, measure(arguments.data_dir, arguments.rounds))
     PAGE.write_text(render(json.loads(REPORT.read_text(encoding="utf-8"))), encoding="utf-8")
 

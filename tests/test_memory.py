@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training keeps the memory that a step has freed, for the next one."""
+"""Training and bulk scoring keep the memory that a step has freed, for the next one."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_c_library_without_the_option_is_left_alone(monkeypatch: pytest.Monkey
     assert not keep_freed_memory()
 
 
-@pytest.mark.parametrize("command", ["train", "cross-validate"])
-def test_the_commands_that_train_ask_for_it(
+@pytest.mark.parametrize("command", ["train", "cross-validate", "score"])
+def test_the_commands_that_train_or_score_in_bulk_ask_for_it(
     command: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -67,7 +67,11 @@ def test_the_commands_that_train_ask_for_it(
     asked: list[bool] = []
     monkeypatch.setattr("timnet_hf.memory.keep_freed_memory", lambda: asked.append(True))
     timnet = in_this_process(monkeypatch, capsys)
-    output = ("--output-dir", tmp_path / "model") if command == "train" else ()
-    ended = timnet(command, "--data-dir", tmp_path, *output, "--recipe", "none of them")
+    given = {
+        "train": ("--data-dir", tmp_path, "--output-dir", tmp_path / "model", "--recipe", "none"),
+        "cross-validate": ("--data-dir", tmp_path, "--recipe", "none of them"),
+        "score": (tmp_path / "nothing", "--output", tmp_path / "scores.parquet"),
+    }
+    ended = timnet(command, *given[command])
     assert ended.status != 0
     assert asked == [True]

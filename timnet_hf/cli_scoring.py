@@ -46,8 +46,10 @@ def score(
     A run that was stopped goes on with the same command. A recording that cannot be read becomes a
     row with its error.
     """
+    from .memory import keep_freed_memory
     from .scoring import score as score_all
 
+    keep_freed_memory()
     started = time.perf_counter()
 
     with progress_bars() as bars:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the C library treats memory while a network is trained."""
+"""How the C library treats memory while a network is trained, or scores in bulk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _KEPT, _OWN_MAPPING = 2**30, 2**25
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library keep what is freed, up to a gigabyte, for the next training step.
+    """Have the C library keep what is freed, up to a gigabyte, for the next step or batch.
 
     A step frees a few hundred blocks of a megabyte or two and asks for the same ones again. Left
     alone, glibc hands them back to the system in between and pays for every page anew, which takes
-    a good part of the step. It holds for the whole process, so only programs that train ask for
-    it, and importing the package does not.
+    a good part of the step, and a fifth of the time of scoring in bulk. It holds for the whole
+    process, so only programs that do either ask for it, and importing the package does not.
 
     Returns:
         Whether there is a C library that knows how; others need not be told.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+from .memory import keep_freed_memory
 from .scoring import Job, ScoringError, ShardReport, score_shard
 from .workers import available_cores, end_with_parent
 
@@ -88,6 +89,7 @@ def _begin(job: Job) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     end_with_parent()
+    keep_freed_memory()
     torch.set_num_threads(1)
     _mine = job, job.load()
 

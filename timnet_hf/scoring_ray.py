@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .memory import keep_freed_memory
 from .scoring import Job, ScoringError, ShardReport, score_shard
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _unpacked(packed: bytes) -> Scorer:
 
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     scorer: Scorer = pickle.loads(packed)
     return scorer
