@@ -39,7 +39,7 @@ RATE = 16_000
 DURATION = 2.73
 BATCH = 64
 #: Recordings enough that loading the model once is no matter; docs/scaling.md has what that costs.
-BULK = 1024
+BULK = 2048
 #: Files that one side takes in turn: each is timed at its own pace, not with the other's caches.
 TURN = 32
 
