@@ -57,6 +57,7 @@ class FoldedTimNet:
         self.statistics = config.pooling == "statistics"
         self.pool_input = config.pool_input
         self.multi_scale = config.multi_scale
+        self.num_scales = config.num_scales
         with torch.no_grad():
             self.embed = _taps(network.embed, config.num_streams)
             layers: Any = [(block.layer1, block.layer2) for block in network.blocks]
@@ -101,9 +102,11 @@ class FoldedTimNet:
             states[0].mul_(mask)
         if self.centered:
             self._centre(states[0], counts, mask)
-        pooled = []
+        kinds = 3 if self.statistics else 1
+        pooled = torch.empty(self.num_scales, kinds, shape[0], count, size, **plain)
+        place = iter(pooled.split(1))
         if self.pool_input and not together:
-            pooled.append(self._pool(states, spare, counts, mask))
+            self._pool(states, spare, counts, mask, next(place))
         for index, layers in enumerate(self.blocks, start=1):
             gate = hidden
             for dilation, taps in layers:
@@ -111,11 +114,11 @@ class FoldedTimNet:
             state = states[index if together else 0].flatten(1, 2)
             hidden = torch.mul(gate.sigmoid_(), hidden, out=state)
             if not together and (self.multi_scale or index == len(self.blocks)):
-                pooled.append(self._pool(states, spare, counts, mask))
+                self._pool(states, spare, counts, mask, next(place))
         if together:
             first = 0 if self.pool_input else 1
-            pooled.append(self._pool(states[first:], spare[first:], counts, mask))
-        return torch.addmm(self.offset, torch.cat(pooled, dim=1), self.readout)
+            self._pool(states[first:], spare[first:], counts, mask, pooled)
+        return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
 
     def _enter(self, clips: Sequence[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
         """Put clips, (frames, input_size) each, through the first layer: (streams, rows, size)."""
@@ -148,24 +151,32 @@ class FoldedTimNet:
         spare: torch.Tensor,
         counts: torch.Tensor,
         mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Pool (scales, streams, frames, clips, channels) to (clips, scales · pooled_size).
+        pooled: torch.Tensor,
+    ) -> None:
+        """Sum (scales, streams, frames, clips, channels) over the frames into ``pooled``.
 
-        See TimNetPooling. ``counts`` (clips, 1): each clip's frames. ``spare`` is written over.
+        That is (scales, kinds, streams, clips, channels): the mean, and the sums that `_statistics`
+        makes the others of. ``counts`` (clips, 1): each clip's frames. ``spare`` is written over.
         """
-        mean = states.sum(2).div_(counts)
+        mean = torch.sum(states, 2, out=pooled[:, 0]).div_(counts)
         if not self.statistics:
-            mean = mean.unflatten(1, (self.directions, -1)).sum(1)  # (scales, members, clips, …)
-            return mean.permute(2, 0, 1, 3).flatten(1)
+            return
         centred = torch.sub(states, mean[:, :, None], out=spare)
         if mask is not None:
             centred.mul_(mask)
-        deviation = centred.square_().sum(2).div_(counts).add_(1e-6).sqrt_()
+        torch.sum(centred.square_(), 2, out=pooled[:, 1])
         change = torch.sub(states[:, :, 1:], states[:, :, :-1], out=spare[:, :, 1:])
         if mask is not None:
             change.mul_(mask[1:])
-        change = change.abs_().sum(2).div_((counts - 1).clamp_(min=1))
-        pooled = torch.stack((mean, deviation, change), 1)  # (scales, 3, streams, clips, channels)
+        torch.sum(change.abs_(), 2, out=pooled[:, 2])
+
+    def _statistics(self, pooled: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """What `_pool` has summed up, as (clips, scales · pooled_size). See TimNetPooling."""
+        if self.statistics:
+            pooled[:, 1].div_(counts).add_(1e-6).sqrt_()
+            pooled[:, 2].div_((counts - 1).clamp_(min=1))
+        else:
+            pooled = pooled.unflatten(2, (self.directions, -1)).sum(2)
         return pooled.permute(3, 0, 1, 2, 4).flatten(1)
 
 
