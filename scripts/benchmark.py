@@ -34,8 +34,8 @@ from transformers.utils import logging  # noqa: E402
 from timnet_hf.provenance import versions  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Where the published network ends up on new voices is a little higher.
-WANTED = 60.0
+#: Where the published network ends up on new voices, by one seed and another.
+WANTED = 55.0
 TRAINING_TIME = f"training until {WANTED:.0f} % UAR on new voices, features included"
 ALL = {**ROWS, **PROCESS_ROWS}
 ORDER = [*ROWS, TRAINING_TIME, *PROCESS_ROWS]

@@ -40,7 +40,7 @@ class StopAt(TrainerCallback):
         self.frames = frames
         self.judging = 0.0
         self.best = 0.0
-        self.seconds: float | None = None
+        self.seconds = 0.0
         self.flops = 0.0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -52,24 +52,22 @@ class StopAt(TrainerCallback):
         model.train()
         reached = uar(self.store.labels[self.rows], logits.argmax(1))
         self.best = max(self.best, reached)
+        self.seconds = now - self.start - self.judging
+        recordings = state.global_step * args.per_device_train_batch_size
+        # Backward multiplies each matrix twice, forward once.
+        self.flops = 3 * recordings * network_flops(model, self.frames)
         if reached >= self.wanted:
-            self.seconds = now - self.start - self.judging
-            recordings = state.global_step * args.per_device_train_batch_size
-            # Backward multiplies each matrix twice, forward once.
-            self.flops = 3 * recordings * network_flops(model, self.frames)
             control.should_training_stop = True
         self.judging += time.process_time() - now
 
 
 def seconds_to_reach(
     recipe_name: str, dataset: Any, fold: Fold, wanted: float, seed: int, corpus: str
-) -> tuple[float, float]:
-    """Seconds until ``fold.test`` is recognised at ``wanted`` % UAR, and the machine's limit.
+) -> tuple[float, float, bool]:
+    """Seconds until ``fold.test`` is recognised at ``wanted`` % UAR, the limit, and whether.
 
-    The limit is that of the training steps' products.
-
-    Raises:
-        RuntimeError: The recipe's epochs are over, and it has not been.
+    Where it never is, they are those of the whole training. The limit is that of the training
+    steps' products.
     """
     recipe = get_recipe(recipe_name)
     extractor = build_extractor(recipe, corpus)
@@ -83,9 +81,7 @@ def seconds_to_reach(
     with tempfile.TemporaryDirectory() as folder:
         arguments = build_arguments(recipe, folder, seed, {"disable_tqdm": True})
         train(store, fold.train, recipe, extractor, arguments, callbacks=[stop])
-    if stop.seconds is None:
-        raise RuntimeError(f"{recipe_name}: reached {stop.best:.1f} % UAR at most, not {wanted}.")
-    return stop.seconds, stop.flops / gemm_rate()
+    return stop.seconds, stop.flops / gemm_rate(), stop.best >= wanted
 
 
 def training_time_row(name: str, data_dir: Path, wanted: float, seeds: int) -> Row:
@@ -93,15 +89,22 @@ def training_time_row(name: str, data_dir: Path, wanted: float, seeds: int) -> R
     data = load_data(data_dir, "emodb")
     fold = inner_folds(data.dataset, np.arange(len(data.dataset)))[0]
     times: dict[str, list[float]] = {"default": [], "paper": []}
-    limits = []
+    limits, missed = [], 0
     for seed in range(seeds):
         for recipe, values in times.items():
-            seconds, limit = seconds_to_reach(recipe, data.dataset, fold, wanted, seed, "emodb")
+            given = recipe, data.dataset, fold, wanted, seed, "emodb"
+            seconds, limit, reached = seconds_to_reach(*given)
             values.append(seconds)
             if recipe == "default":
                 limits.append(limit)
+                if not reached:
+                    raise RuntimeError(f"the default recipe does not reach {wanted} % UAR")
+            missed += not reached
+    against = "the paper's recipe"
+    if missed:  # the ratio is then too small, if anything
+        against += f", whole where it does not get there ({missed} of {seeds})"
     limit = statistics.median(limits)
-    return make_row(name, "the paper's recipe", times["default"], times["paper"], "s", limit)
+    return make_row(name, against, times["default"], times["paper"], "s", limit)
 
 
 __all__ = ["StopAt", "seconds_to_reach", "training_time_row"]
