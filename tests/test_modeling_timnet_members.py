@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from timnet_hf.configuration_timnet import TimNetConfig
 from timnet_hf.modeling_timnet import TimNetForAudioClassification
-from timnet_hf.training import SoftTargetLoss
+from timnet_hf.training_steps import SoftTargetLoss
 
 from .test_modeling_timnet import SMALL, frames, make_model, padded
 

@@ -19,17 +19,15 @@ from timnet_hf import TimNetFeatureExtractor
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.recipes import Augmentation, Recipe
 from timnet_hf.training import (
-    AugmentedSet,
     ProgressReport,
-    RecordingSet,
     Trained,
     TrainingError,
     build_arguments,
     build_model,
-    collate,
     newest_checkpoint,
     train,
 )
+from timnet_hf.training_steps import AugmentedSet, RecordingSet, collate
 
 from .tiny_training import poisoned, same_weights, tiny_recipe, tiny_store
 

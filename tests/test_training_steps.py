@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 from timnet_hf import TimNetFeatureExtractor
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.recipes import Augmentation
-from timnet_hf.training import AugmentedSet, RecordingSet, SoftTargetLoss, collate
+from timnet_hf.training_steps import AugmentedSet, RecordingSet, SoftTargetLoss, collate
 
 from .tiny_training import tiny_recipe, tiny_store
 

@@ -20,7 +20,8 @@ from timnet_hf.evaluation import uar
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.ranks import is_first
 from timnet_hf.recipes import Augmentation, Recipe
-from timnet_hf.training import RecordingSet, build_arguments, build_extractor, collate, train
+from timnet_hf.training import build_arguments, build_extractor, train
+from timnet_hf.training_steps import RecordingSet, collate
 
 LABELS = ["angry", "happy", "sad"]
 

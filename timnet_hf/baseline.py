@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .feature_store import FeatureStore
     from .protocols import Fold
-    from .training import Rows
+    from .training_steps import Rows
 
 #: Name in reports → what tables call it.
 BASELINES = {"svc": "plain SVC", "linear": "plain linear model"}

@@ -14,7 +14,7 @@ from .feature_extraction_timnet import TimNetFeatureExtractor
 from .feature_store import FeatureStore
 from .modeling_timnet import TimNetForAudioClassification
 from .speaker_timnet import blend, logit_offset, make_profile
-from .training import RecordingSet, Rows, collate
+from .training_steps import RecordingSet, Rows, collate
 
 
 def score(
