@@ -23,6 +23,7 @@ MODEL_FILES = {
     "configuration_timnet.py",
     "feature_extraction_timnet.py",
     "model.safetensors",
+    "fused_timnet.py",
     "layers_timnet.py",
     "modeling_timnet.py",
     "preprocessor_config.json",

@@ -40,6 +40,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
+from .fused_timnet import fused_block
 from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling, centered
 from .reading_timnet import in_reading_order, in_time_order, reading_orders
 from .speaker_timnet import SpeakerError, SpeakerProfile, logit_offset
@@ -90,8 +91,22 @@ class TimNetBlock(GradientCheckpointingLayer):
         self.layer1 = TimNetCausalLayer(config, dilation)
         self.layer2 = TimNetCausalLayer(config, dilation)
 
+    def fuses(self, hidden: torch.Tensor) -> bool:
+        """Whether the gradients written out are used: in training, with two taps a layer."""
+        return self.training and self.layer1.can_fuse(hidden) and self.layer2.can_fuse(hidden)
+
+    def align(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Where it fuses, add channels of zeros up to a multiple of eight; they stay zero.
+
+        Products of whole vectors are two to three times as fast as those of 39 channels.
+        """
+        spare = -hidden.shape[-1] % 8
+        return F.pad(hidden, (0, spare)) if spare and self.fuses(hidden) else hidden
+
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Map (streams, frames, batch, hidden_size) to the same shape."""
+        """Map (streams, frames, batch, hidden_size), aligned or not, to the same shape."""
+        if self.fuses(hidden):
+            return fused_block((self.layer1, self.layer2), hidden, mask)
         return hidden * torch.sigmoid(self.layer2(self.layer1(hidden, mask), mask))
 
 
@@ -253,7 +268,7 @@ class TimNetModel(TimNetPreTrainedModel):
             hidden = centered(hidden, mask, self.embed.bias, members, count)
         hidden = keep(hidden)
         first: Any = self.blocks[0]
-        hidden = first.layer1.align(hidden)
+        hidden = first.align(hidden)
         scales = [self.pooling(hidden, mask)] if self.config.pool_input else []
         for index, block in enumerate(self.blocks):
             hidden = keep(block(hidden, mask))
