@@ -179,12 +179,13 @@ def _layer_gradients(
     if mask is not None:
         errors.mul_(mask)
     rounded = errors.flatten(1, 2).to(rows.dtype)
-    d_rows = torch.bmm(rounded, weight[1].transpose(1, 2))
+    turned = weight.transpose(2, 3).contiguous()  # small, and products with it are faster
+    d_rows = torch.bmm(rounded, turned[1])
     d_now = torch.bmm(rows.transpose(1, 2), rounded)
     d_before = torch.zeros_like(d_now)
     if reach < rows.shape[1]:
         later = rounded[:, reach:]
-        d_rows[:, :-reach].baddbmm_(later, weight[0].transpose(1, 2))
+        d_rows[:, :-reach].baddbmm_(later, turned[0])
         d_before = torch.bmm(rows[:, :-reach].transpose(1, 2), later)
     d_weight = torch.stack((d_before, d_now))
     return d_rows.to(active.dtype), d_weight.to(active.dtype), d_gamma, d_beta

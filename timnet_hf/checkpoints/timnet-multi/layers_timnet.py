@@ -50,7 +50,8 @@ class TimNetConv(nn.Conv1d):
         (taps,), (dilation,) = self.kernel_size, self.dilation
         reaches = [(taps - 1 - tap) * dilation for tap in range(taps)]
         seen = [_delay(hidden, reach) for reach in reaches[:-1]]
-        rows = torch.cat((*seen, hidden), dim=-1).view(streams, frames * batch, taps * size)
+        rows = torch.cat((*seen, hidden), dim=-1) if seen else hidden
+        rows = rows.reshape(streams, frames * batch, taps * size)
         weight = torch.cat(self.matrices().unbind(), dim=1)
         assert self.bias is not None
         bias = self.bias.view(streams, 1, -1)
