@@ -17,9 +17,8 @@ so it stays zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -28,6 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 if TYPE_CHECKING:
     from .modeling_timnet import TimNetForAudioClassification
 
+
+#: Numbers of a state that a processor keeps beside it while it works on them: half a megabyte.
+_CACHED = 150_000
 
 #: Numbers in all scales of a batch that are pooled at once: those of about two clips.
 _SMALL = 400_000
@@ -69,6 +71,7 @@ class FoldedTimNet:
                 for pair in layers
             ]
             self.readout, self.offset = _readout(model)
+        self._parts: dict[int, list[_Streams]] = {}
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -90,74 +93,109 @@ class FoldedTimNet:
             step = torch.arange(longest, **plain)[:, None]
             mask = (step < counts[:, 0]).to(counts)[:, :, None]  # (frames, clips, 1)
 
-        # One clip or two: all scales are pooled at once, for the time goes into calls. More would
-        # not stay in the processor's cache until then.
-        shape = self.directions * self.members, longest, count, size
-        together = self.multi_scale and math.prod(shape) * (len(self.blocks) + 1) <= _SMALL
-        states = torch.empty(len(self.blocks) + 1 if together else 1, *shape, **plain)
+        batch = _Batch(self._rows(clips, counts), counts, mask)
+        kinds, streams = 3 if self.statistics else 1, self.directions * self.members
+        pooled = torch.empty(self.num_scales, kinds, streams, count, size, **plain)
+        # Streams meet in the readout only. As many at a time as stay in the processor's cache.
+        part = max(1, min(streams, _CACHED // (longest * count * size)))
+        # One clip or two: all scales are pooled at once, for the time goes into calls.
+        together = self.multi_scale and pooled[0, 0].numel() * longest * self.num_scales <= _SMALL
+        kept = self.num_scales if together else 1
+        states = torch.empty(kept, part, longest, count, size, **plain)
         spare = torch.empty_like(states)
-
-        hidden = self._enter(clips, states[0].flatten(1, 2))
-        if mask is not None:
-            states[0].mul_(mask)
-        if self.centered:
-            self._centre(states[0], counts, mask)
-        kinds = 3 if self.statistics else 1
-        pooled = torch.empty(self.num_scales, kinds, shape[0], count, size, **plain)
-        place = iter(pooled.split(1))
-        if self.pool_input and not together:
-            self._pool(states, spare, counts, mask, next(place))
-        for index, layers in enumerate(self.blocks, start=1):
-            gate = hidden
-            for dilation, taps in layers:
-                gate = _convolve(gate, dilation * count, taps).relu_()
-            state = states[index if together else 0].flatten(1, 2)
-            hidden = torch.mul(gate.sigmoid_(), hidden, out=state)
-            if not together and (self.multi_scale or index == len(self.blocks)):
-                self._pool(states, spare, counts, mask, next(place))
-        if together:
-            first = 0 if self.pool_input else 1
-            self._pool(states[first:], spare[first:], counts, mask, pooled)
+        for some in self._in_parts(part):
+            width = some.own.stop - some.own.start
+            self._read(some, batch, states[:, :width], spare[:, :width], pooled[:, :, some.own])
         return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
 
-    def _enter(self, clips: Sequence[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """Put clips, (frames, input_size) each, through the first layer: (streams, rows, size)."""
-        taps, bias = self.embed
-        for direction, views in enumerate(hidden.split(self.members)):
-            turned = [clip.flip(0) for clip in clips] if direction else list(clips)
-            rows = pad_sequence(turned).flatten(0, 1).expand(self.members, -1, -1)
-            own = slice(direction * self.members, (direction + 1) * self.members)
-            torch.bmm(rows, taps[0][own], out=views)
-        return hidden.add_(bias)
+    def _rows(self, clips: Sequence[torch.Tensor], counts: torch.Tensor) -> list[torch.Tensor]:
+        """What the streams read: each direction without the clips' means, and with them.
 
-    def _centre(
-        self, hidden: torch.Tensor, counts: torch.Tensor, mask: torch.Tensor | None
-    ) -> None:
-        """Take each clip's mean off (streams, frames, clips, channels), where that is wanted.
-
-        See `layers_timnet.centered`.
+        Both (frames · clips, input_size). The first layer is linear: its output has no mean where
+        its input has none, as in `layers_timnet.centered`.
         """
-        members = (self.directions, self.members)
-        chosen = hidden.unflatten(0, members)[:, : self.centered]
-        bias = self.embed[1].unflatten(0, members)[:, : self.centered]
-        mean = chosen.sum(2, keepdim=True).div_(counts)
-        chosen.sub_(mean.sub_(bias.unsqueeze(2)))
-        if mask is not None:
-            chosen.mul_(mask)
+        rows = []
+        for direction in range(self.directions):
+            views = pad_sequence([clip.flip(0) for clip in clips] if direction else list(clips))
+            if not direction:
+                mean = views.sum(0).div_(counts) if self.centered else 0
+            rows += [(views - mean).flatten(0, 1), views.flatten(0, 1)]
+        return rows
+
+    def _in_parts(self, size: int) -> list[_Streams]:
+        """The streams, so many at a time; kept, for cutting takes longer than a small product."""
+        if size not in self._parts:
+            streams = self.directions * self.members
+            self._parts[size] = [
+                self._cut(slice(first, min(first + size, streams)))
+                for first in range(0, streams, size)
+            ]
+        return self._parts[size]
+
+    def _cut(self, own: slice) -> _Streams:
+        readers = []
+        for start in range(0, self.directions * self.members, self.members):
+            middle = start + self.centered
+            readers += [_overlap(own, start, middle), _overlap(own, middle, start + self.members)]
+        blocks = [[(dilation, _some(taps, own)) for dilation, taps in two] for two in self.blocks]
+        return _Streams(own, _some(self.embed, own), blocks, readers)
+
+    def _read(
+        self,
+        streams: _Streams,
+        batch: _Batch,
+        states: torch.Tensor,
+        spare: torch.Tensor,
+        pooled: torch.Tensor,
+    ) -> None:
+        """Put a batch through some of the streams, and what they say of it into ``pooled``.
+
+        ``states`` is the room to work in, (scales or one, streams, frames, clips, channels): for
+        every scale where all are pooled at once, else for the newest.
+        """
+        together = len(states) > 1
+        place = iter(pooled.split(1))
+        hidden = self._enter(streams, batch, states[0])
+        if self.pool_input and not together:
+            self._pool(states, spare, batch, next(place))
+        # A first input that is not pooled gives its place to the first output.
+        ahead = 0 if self.pool_input else 1
+        for index, layers in enumerate(streams.blocks, start=1):
+            gate = hidden
+            for dilation, taps in layers:
+                gate = _convolve(gate, dilation * len(batch.counts), taps).relu_()
+            state = states[index - ahead if together else 0].flatten(1, 2)
+            hidden = torch.mul(gate.sigmoid_(), hidden, out=state)
+            if not together and (self.multi_scale or index == len(streams.blocks)):
+                self._pool(states, spare, batch, next(place))
+        if together:
+            self._pool(states, spare, batch, pooled)
+
+    def _enter(self, streams: _Streams, batch: _Batch, state: torch.Tensor) -> torch.Tensor:
+        """Put a batch through the first layer: (streams, rows, channels)."""
+        (taps,), bias = streams.embed
+        hidden = state.flatten(1, 2)
+        for rows, own in zip(batch.rows, streams.readers, strict=True):
+            if count := own.stop - own.start:
+                torch.bmm(rows.expand(count, -1, -1), taps[own], out=hidden[own])
+        hidden.add_(bias)
+        if batch.mask is not None:
+            state.mul_(batch.mask)
+        return hidden
 
     def _pool(
         self,
         states: torch.Tensor,
         spare: torch.Tensor,
-        counts: torch.Tensor,
-        mask: torch.Tensor | None,
+        batch: _Batch,
         pooled: torch.Tensor,
     ) -> None:
         """Sum (scales, streams, frames, clips, channels) over the frames into ``pooled``.
 
         That is (scales, kinds, streams, clips, channels): the mean, and the sums that `_statistics`
-        makes the others of. ``counts`` (clips, 1): each clip's frames. ``spare`` is written over.
+        makes the others of. ``spare`` is written over.
         """
+        counts, mask = batch.counts, batch.mask
         mean = torch.sum(states, 2, out=pooled[:, 0]).div_(counts)
         if not self.statistics:
             return
@@ -178,6 +216,46 @@ class FoldedTimNet:
         else:
             pooled = pooled.unflatten(2, (self.directions, -1)).sum(2)
         return pooled.permute(3, 0, 1, 2, 4).flatten(1)
+
+
+class _Batch(NamedTuple):
+    """Clips, padded to the longest.
+
+    Attributes:
+        rows: See `FoldedTimNet._rows`.
+        counts: (clips, 1), each clip's frames.
+        mask: (frames, clips, 1), 1 valid, 0 padding; None where all are equally long.
+    """
+
+    rows: list[torch.Tensor]
+    counts: torch.Tensor
+    mask: torch.Tensor | None
+
+
+class _Streams(NamedTuple):
+    """Some of the streams.
+
+    Attributes:
+        own: Which.
+        embed: Their first layer.
+        blocks: Their layers, each with its dilation.
+        readers: Which of them read each of `_Batch.rows`.
+    """
+
+    own: slice
+    embed: Taps
+    blocks: list[list[tuple[int, Taps]]]
+    readers: list[slice]
+
+
+def _some(taps: Taps, own: slice) -> Taps:
+    return [matrix[own] for matrix in taps[0]], taps[1][own]
+
+
+def _overlap(own: slice, start: int, stop: int) -> slice:
+    """The streams from start to stop that are in a part, counted from its first."""
+    first, last = max(own.start, start), min(own.stop, stop)
+    return slice(first - own.start, max(first, last) - own.start)
 
 
 def _taps(conv: nn.Conv1d, streams: int, norm: nn.BatchNorm1d | None = None) -> Taps:
