@@ -10,7 +10,7 @@ import torch
 
 from timnet_hf import TimNetConfig, TimNetForAudioClassification, layers_timnet
 from timnet_hf.layers_timnet import TimNetPooling
-from timnet_hf.modeling_timnet import TimNetBlock
+from timnet_hf.modeling_timnet import TimNetBlock, TimNetModel
 
 
 def run(block, hidden, mask, monkeypatch, fused):
@@ -68,7 +68,7 @@ def test_channels_added_for_speed_change_nothing(pooling, states, monkeypatch):
     for aligned in (True, False):
         copied = copy.deepcopy(model)
         if not aligned:
-            monkeypatch.setattr(TimNetBlock, "align", lambda _, hidden: hidden)
+            monkeypatch.setattr(TimNetModel, "_aligned", lambda _, hidden: hidden)
         copied.timnet.blocks[0].register_forward_pre_hook(
             lambda _, given: widths.append(given[0].shape[-1])
         )
@@ -83,6 +83,20 @@ def test_channels_added_for_speed_change_nothing(pooling, states, monkeypatch):
     for ours, theirs in zip(*results, strict=True):
         assert ours.shape == theirs.shape
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["blocks.0", "blocks.2.layer1", "blocks.1.layer2"])
+def test_layers_that_are_set_to_score_keep_their_statistics_in_training(frozen):
+    """As one freezes batch normalisation; 5 channels are aligned where all layers train."""
+    torch.manual_seed(0)
+    config = TimNetConfig(input_size=7, hidden_size=5, num_hidden_layers=3, num_labels=4)
+    model = TimNetForAudioClassification(config).train()
+    part = model.timnet.get_submodule(frozen).eval()
+    before = copy.deepcopy(model.state_dict())
+    model(torch.randn(6, 20, 7), labels=torch.tensor([0, 1, 2, 3, 0, 1])).loss.backward()
+    for name, buffer in model.named_buffers():
+        moved = not torch.equal(buffer, before[name])
+        assert moved != any(buffer is one for one in part.buffers()), name
 
 
 @pytest.mark.parametrize("masked", [False, True])

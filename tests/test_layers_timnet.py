@@ -24,6 +24,8 @@ def test_only_eager_single_precision_training_is_fused():
     hidden = torch.randn(2, 4, 1, 3)
     assert layer.can_fuse(hidden)
     assert not layer.can_fuse(hidden.double())
+    assert not layer.eval().can_fuse(hidden)
+    layer.train()
     assert not layer.bfloat16().can_fuse(hidden.bfloat16())
     wider = TimNetCausalLayer(TimNetConfig(hidden_size=3, kernel_size=3), dilation=2)
     assert not wider.can_fuse(hidden)

@@ -127,8 +127,8 @@ class TimNetCausalLayer(nn.Module):
 
     def can_fuse(self, hidden: torch.Tensor) -> bool:
         """Whether :func:`timnet_hf.fused_timnet.fused_block` can do this layer's part."""
-        conv = self.conv
-        return conv.kernel_size == (2,) and hidden.dtype == conv.weight.dtype and is_plain(hidden)
+        same = hidden.dtype == self.conv.weight.dtype
+        return self.training and self.conv.kernel_size == (2,) and same and is_plain(hidden)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Map (streams, frames, batch, hidden_size) to the same shape."""
