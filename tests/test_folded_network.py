@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from timnet_hf import TimNetConfig, TimNetForAudioClassification, load_audio
+from timnet_hf import TimNetConfig, TimNetForAudioClassification, folded_network, load_audio
 from timnet_hf.configuration_timnet import ABLATIONS
 from timnet_hf.folded_network import FoldedTimNet
 from timnet_hf.prediction import load_model
@@ -89,15 +89,26 @@ def test_scales_pooled_at_once_or_one_by_one_give_the_same(
     torch.testing.assert_close(FoldedTimNet(model)(batch), expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("streams", [1, 3, None])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_answers_as_the_network_does_to_each_clip_alone(config: dict[str, Any]) -> None:
+def test_answers_as_the_network_does_to_each_clip_alone(
+    config: dict[str, Any], streams: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many streams are put through at a time."""
     model = trained(**config)
     batch = clips(1, 2, 7, 64, 90)
+    if streams:
+        state = 90 * len(batch) * model.config.hidden_size
+        monkeypatch.setattr(folded_network, "_CACHED", streams * state)
+        monkeypatch.setattr(folded_network, "_SMALL", 0)
 
     expected = one_by_one(model, batch)
+    folded = FoldedTimNet(model)
 
     assert float(expected.std()) > 0.01
-    torch.testing.assert_close(FoldedTimNet(model)(batch), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
+    all_streams = model.config.num_streams
+    assert list(folded._parts) == [min(streams or all_streams, all_streams)]
 
 
 @pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])
