@@ -29,13 +29,22 @@ Rows: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 class RecordingSet(Dataset[dict[str, torch.Tensor]]):
     """Normalised features of chosen recordings with one-hot targets, as they are."""
 
-    def __init__(self, store: FeatureStore, indices: Rows, extractor: TimNetFeatureExtractor):
+    def __init__(
+        self,
+        store: FeatureStore,
+        indices: Rows,
+        extractor: TimNetFeatureExtractor,
+        speeds: Sequence[float] = (1.0,),
+    ):
         self.indices = [int(index) for index in indices]
         self.extractor = extractor
         self.speakers = [store.speakers[index] for index in self.indices]
         self.features = {
-            speed: [extractor.normalize(torch.from_numpy(values[index])) for index in self.indices]
-            for speed, values in store.features.items()
+            speed: [
+                extractor.normalize(torch.from_numpy(store.features[speed][index]))
+                for index in self.indices
+            ]
+            for speed in speeds
         }
         self.targets = F.one_hot(
             torch.from_numpy(store.labels[self.indices]), len(store.label_names)
@@ -66,7 +75,7 @@ class AugmentedSet(RecordingSet):
         augmentation: Augmentation,
         label_smoothing: float = 0.0,
     ):
-        super().__init__(store, indices, extractor)
+        super().__init__(store, indices, extractor, list(store.features))
         self.augmentation = augmentation
         self.speeds = [speed for speed in sorted(self.features) if speed in augmentation.speeds]
         classes = self.targets.shape[1]
