@@ -100,15 +100,15 @@ def test_answers_as_the_network_does_to_each_clip_alone(
     if streams:
         state = 90 * len(batch) * model.config.hidden_size
         monkeypatch.setattr(folded_network, "_CACHED", streams * state)
-        monkeypatch.setattr(folded_network, "_SMALL", 0)
 
     expected = one_by_one(model, batch)
-    folded = FoldedTimNet(model)
-
     assert float(expected.std()) > 0.01
-    torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
-    all_streams = model.config.num_streams
-    assert list(folded._parts) == [min(streams or all_streams, all_streams)]
+    for small in (folded_network._SMALL, 0):  # scales pooled at once, and one by one
+        monkeypatch.setattr(folded_network, "_SMALL", small)
+        folded = FoldedTimNet(model)
+        torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
+        if streams:
+            assert list(folded._parts) == [min(streams, model.config.num_streams)]
 
 
 @pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])
@@ -146,6 +146,9 @@ def test_leaves_model_and_clips_as_they_are() -> None:
 def test_travels_to_other_processes() -> None:
     model = trained()
     folded = FoldedTimNet(model)
+    fresh = len(pickle.dumps(folded))
+    folded(clips(20, 30))
     copy = pickle.loads(pickle.dumps(folded))
+    assert len(pickle.dumps(folded)) == fresh, "no weight travels twice"
 
     torch.testing.assert_close(copy(clips(20, 30)), folded(clips(20, 30)), atol=0, rtol=0)

@@ -43,10 +43,9 @@ def test_fused_and_plain_block_agree_to_rounding(masked, dilation, dropout, monk
         torch.nn.init.normal_(layer.norm.bias)
         torch.nn.init.normal_(layer.conv.bias)
     hidden, mask = torch.randn(2, 20, 5, 8).double(), None
-    if masked:
+    if masked:  # what stands in the padding is anything but zero, as behind a bias
         lengths = torch.tensor([20, 10, 5, 1, 20])
         mask = (torch.arange(20).unsqueeze(1) < lengths).double().unsqueeze(-1)
-        hidden = hidden * mask
     assert block.fuses(hidden)
     fused = run(block, hidden, mask, monkeypatch, fused=True)
     plain = run(block, hidden, mask, monkeypatch, fused=False)
@@ -85,18 +84,79 @@ def test_channels_added_for_speed_change_nothing(pooling, states, monkeypatch):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("frozen", ["blocks.0", "blocks.2.layer1", "blocks.1.layer2"])
-def test_layers_that_are_set_to_score_keep_their_statistics_in_training(frozen):
-    """As one freezes batch normalisation; 5 channels are aligned where all layers train."""
+def make(**settings):
+    """A model in training whose 5 channels are aligned to 8 where all blocks fuse, and a batch."""
     torch.manual_seed(0)
-    config = TimNetConfig(input_size=7, hidden_size=5, num_hidden_layers=3, num_labels=4)
-    model = TimNetForAudioClassification(config).train()
+    shape = {"input_size": 7, "hidden_size": 5, "num_hidden_layers": 3, "num_labels": 4}
+    model = TimNetForAudioClassification(TimNetConfig(**shape, **settings)).train()
+    return model, {"input_values": torch.randn(6, 20, 7), "labels": torch.arange(6) % 4}
+
+
+@pytest.mark.parametrize(
+    "frozen", ["blocks.0", "blocks.2.layer1", "blocks.1.layer2", "blocks.1.layer1.norm"]
+)
+def test_what_is_set_to_score_keeps_its_statistics_in_training(frozen):
+    """As batch normalisation is frozen, alone or with what it belongs to."""
+    model, batch = make()
     part = model.timnet.get_submodule(frozen).eval()
     before = copy.deepcopy(model.state_dict())
-    model(torch.randn(6, 20, 7), labels=torch.tensor([0, 1, 2, 3, 0, 1])).loss.backward()
+    model(**batch).loss.backward()
     for name, buffer in model.named_buffers():
         moved = not torch.equal(buffer, before[name])
         assert moved != any(buffer is one for one in part.buffers()), name
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["blocks.0", "blocks.1.layer1", "blocks.2.layer2"])
+def test_hooks_are_called_in_training_and_change_nothing(name):
+    model, batch = make(hidden_dropout_prob=0.0)
+    wanted = model(**batch).logits
+    called = []
+    watched = model.timnet.get_submodule(name)
+    watched.register_forward_hook(lambda module, given, output: called.append(output))
+    assert torch.allclose(model(**batch).logits, wanted, atol=1e-5)
+    assert len(called) == 1
+
+
+def test_a_hook_may_change_what_a_block_says():
+    model, batch = make()
+    model.timnet.blocks[0].register_forward_hook(lambda module, given, output: output.mul_(0.5))
+    model(**batch).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_blocks_may_be_compiled_one_by_one():
+    """As accelerate's regional compilation does."""
+    model, batch = make(hidden_dropout_prob=0.0)
+    wanted = model(**batch).logits
+    for block in model.timnet.blocks:
+        block.compile(backend="eager")
+    assert torch.allclose(model(**batch).logits, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_gradients_may_be_asked_for_in_or_out_of_autocast(forward, backward, dtype):
+    """What autocast rounds, it rounds on the way there; float64 it leaves alone."""
+    torch.manual_seed(0)
+    config = TimNetConfig(hidden_size=8, hidden_dropout_prob=0.0)
+    block = TimNetBlock(config, dilation=2).to(dtype).train()
+    hidden = torch.randn(2, 20, 5, 8, dtype=dtype)
+    gradients = []
+    for there, back in ((False, False), (forward, backward)):
+        given = hidden.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=there):
+            output = block(given)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=back):
+            (output * output.detach().sin()).sum().backward()
+        gradients.append(given.grad)
+    exact, found = gradients
+    assert found.dtype == dtype
+    if forward and dtype == torch.float32:
+        assert 0 < (found - exact).abs().mean() < 0.02
+    else:
+        assert torch.equal(found, exact)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -107,7 +167,6 @@ def test_fused_and_plain_statistics_agree_to_rounding(masked, frames, monkeypatc
     if masked:
         lengths = torch.tensor([frames, 1, (frames + 1) // 2])
         mask = (torch.arange(frames).unsqueeze(1) < lengths).double().unsqueeze(-1)
-        hidden = hidden * mask
     hidden[..., 0] = 1.0 if mask is None else mask[..., 0]  # a channel that never varies
     pooling = TimNetPooling(TimNetConfig(pooling="statistics", hidden_size=4)).train()
     results = []

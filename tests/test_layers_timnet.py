@@ -19,13 +19,17 @@ def test_a_convolution_is_that_of_torch_with_one_group_a_stream():
     assert torch.allclose(conv(hidden), wanted, atol=1e-12)
 
 
-def test_only_eager_single_precision_training_is_fused():
+def test_a_layer_is_fused_where_it_learns_eagerly_with_two_taps(monkeypatch):
     layer = TimNetCausalLayer(TimNetConfig(hidden_size=3), dilation=2)
     hidden = torch.randn(2, 4, 1, 3)
     assert layer.can_fuse(hidden)
     assert not layer.can_fuse(hidden.double())
     assert not layer.eval().can_fuse(hidden)
-    layer.train()
+    layer.train().norm.eval()
+    assert not layer.can_fuse(hidden)
+    assert layer.train().double().can_fuse(hidden.double())
     assert not layer.bfloat16().can_fuse(hidden.bfloat16())
     wider = TimNetCausalLayer(TimNetConfig(hidden_size=3, kernel_size=3), dilation=2)
     assert not wider.can_fuse(hidden)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not layer.float().can_fuse(hidden)

@@ -324,11 +324,12 @@ def test_channels_that_never_vary_stay_finite_however_much_is_padding():
     assert (norm.running_var >= 0).all()
 
 
-def test_training_is_independent_of_how_much_a_batch_is_padded():
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+def test_training_is_independent_of_how_much_a_batch_is_padded(pooling):
     clips = [frames(length, 5, seed=length) for length in (6, 11)]
     logits = []
     for extra in (0, 25):
-        model = make_model(hidden_dropout_prob=0.0).train()
+        model = make_model(hidden_dropout_prob=0.0, pooling=pooling).train()
         batch = padded([*clips, torch.zeros(11 + extra, 5)], "right", 0.0)
         batch["attention_mask"][2] = 0
         logits.append(model(**batch).logits[:2])

@@ -412,11 +412,13 @@ def test_it_exports_with_any_batch_and_length(settings, masked, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
 @pytest.mark.parametrize(("masked", "training"), [(True, False), (False, True), (True, True)])
-def test_it_compiles_in_one_graph(masked, training, batch):
+def test_it_compiles_in_one_graph(masked, training, pooling, batch):
     if not masked:
         del batch["attention_mask"]
-    model = make_model(hidden_dropout_prob=0.0, num_hidden_layers=1).train(training)
+    shape = {"num_hidden_layers": 1, "pooling": pooling}
+    model = make_model(hidden_dropout_prob=0.0, **shape).train(training)
     twin = copy.deepcopy(model)
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

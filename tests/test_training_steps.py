@@ -54,6 +54,7 @@ class TestRecordingSet:
         recordings = RecordingSet(store, [9, 3], extractor)
 
         assert len(recordings) == 2
+        assert list(recordings.features) == [1.0], "no speed is made ready that nobody asks for"
         example = recordings[0]
         np.testing.assert_allclose(
             example["input_values"], (store.original[9] - mean) / std, atol=1e-5

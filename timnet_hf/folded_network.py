@@ -73,6 +73,10 @@ class FoldedTimNet:
             self.readout, self.offset = _readout(model)
         self._parts: dict[int, list[_Streams]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the parts: pickled, each would bring all weights along."""
+        return {**self.__dict__, "_parts": {}}
+
     @torch.inference_mode()
     def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
         """Score clips of similar length.
@@ -109,17 +113,21 @@ class FoldedTimNet:
         return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
 
     def _rows(self, clips: Sequence[torch.Tensor], counts: torch.Tensor) -> list[torch.Tensor]:
-        """What the streams read: each direction without the clips' means, and with them.
+        """What the streams read, (frames · clips, input_size) each, two a direction.
 
-        Both (frames · clips, input_size). The first layer is linear: its output has no mean where
-        its input has none, as in `layers_timnet.centered`.
+        The first without the clips' means, for members that do not see them, the second with them.
+        The first layer is linear: its output has no mean where its input has none, as in
+        `layers_timnet.centered`.
         """
         rows = []
         for direction in range(self.directions):
             views = pad_sequence([clip.flip(0) for clip in clips] if direction else list(clips))
-            if not direction:
-                mean = views.sum(0).div_(counts) if self.centered else 0
-            rows += [(views - mean).flatten(0, 1), views.flatten(0, 1)]
+            without = views
+            if self.centered:
+                if not direction:
+                    mean = views.sum(0).div_(counts)
+                without = views - mean
+            rows += [without.flatten(0, 1), views.flatten(0, 1)]
         return rows
 
     def _in_parts(self, size: int) -> list[_Streams]:

@@ -27,7 +27,14 @@ Rows: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 
 
 class RecordingSet(Dataset[dict[str, torch.Tensor]]):
-    """Normalised features of chosen recordings with one-hot targets, as they are."""
+    """Normalised features of chosen recordings with one-hot targets, as they are.
+
+    Args:
+        store: Features of the corpus.
+        indices: The recordings.
+        extractor: With the statistics to normalise by.
+        speeds: Of the store's, those to make ready; 1.0 among them.
+    """
 
     def __init__(
         self,
@@ -75,9 +82,9 @@ class AugmentedSet(RecordingSet):
         augmentation: Augmentation,
         label_smoothing: float = 0.0,
     ):
-        super().__init__(store, indices, extractor, list(store.features))
+        self.speeds = [speed for speed in sorted(store.features) if speed in augmentation.speeds]
+        super().__init__(store, indices, extractor, sorted({1.0, *self.speeds}))
         self.augmentation = augmentation
-        self.speeds = [speed for speed in sorted(self.features) if speed in augmentation.speeds]
         classes = self.targets.shape[1]
         self.targets = self.targets * (1 - label_smoothing) + label_smoothing / classes
         self.adaptations = self._adaptations(store) if augmentation.speaker_share else {}

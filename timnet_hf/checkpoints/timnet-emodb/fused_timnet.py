@@ -90,7 +90,7 @@ class _FusedBlock(torch.autograd.Function):
 
     and the block, with h of the second layer ::
 
-        s = sigmoid(h)     output = x s     ∂h = (1 - s) · output · ∂output     ∂x = s ∂output + …
+        s = sigmoid(h)     output = x s     ∂h = s (1 - s) · x · ∂output     ∂x = s ∂output + …
     """
 
     @staticmethod
@@ -108,7 +108,8 @@ class _FusedBlock(torch.autograd.Function):
         1, batch, size) of the first, then those of the second.
         """
         precision, device = hidden.dtype, hidden.device.type
-        if torch.is_autocast_enabled(device):
+        # As the library does, which leaves float64 alone.
+        if precision == torch.float32 and torch.is_autocast_enabled(device):
             precision = torch.get_autocast_dtype(device)
         ctx.reach = dilation * hidden.shape[2]
         state, kept, statistics = hidden, [], []
@@ -129,25 +130,26 @@ class _FusedBlock(torch.autograd.Function):
             kept += [rows, weight, gamma, values, mean, deviation, factors]
             statistics += [mean, variance]
         gate = state.sigmoid_()
-        output = hidden * gate
-        ctx.save_for_backward(mask, gate, output, *kept)
+        ctx.save_for_backward(hidden, mask, gate, *kept)
         ctx.mark_non_differentiable(*statistics)
-        return output, *statistics
+        return hidden * gate, *statistics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Gradients of ``hidden``, and of each layer's weight, γ and β."""
-        mask, gate, output, *kept = ctx.saved_tensors
+        hidden, mask, gate, *kept = ctx.saved_tensors
         count = gate[0, ..., 0].numel() if mask is None else mask.sum().clamp(min=1)
-        active = gradient * output
-        active.addcmul_(active, gate, value=-1)
-        # Where the ReLU let nothing through, the gate is one half.
-        active = _threshold(active, gate, 0.5)
-        d_rows, *second = _layer_gradients(active, kept[7:], mask, count, ctx.reach)
-        active = _threshold(d_rows.view_as(active), kept[7].view_as(active), 0.0)
-        d_rows, *first = _layer_gradients(active, kept[:7], mask, count, ctx.reach)
-        d_hidden = d_rows.view_as(active).addcmul_(gradient, gate)
+        # Whoever asks for gradients under autocast gets them in the types of the way there.
+        with torch.autocast(gate.device.type, enabled=False):
+            active = gradient * hidden
+            torch.ops.aten.sigmoid_backward.grad_input(active, gate, grad_input=active)
+            # Where the ReLU let nothing through, the gate is one half.
+            active = _threshold(active, gate, 0.5)
+            d_rows, *second = _layer_gradients(active, kept[7:], mask, count, ctx.reach)
+            active = _threshold(d_rows.view_as(active), kept[7].view_as(active), 0.0)
+            d_rows, *first = _layer_gradients(active, kept[:7], mask, count, ctx.reach)
+            d_hidden = d_rows.view_as(active).addcmul_(gradient, gate)
         return d_hidden, None, None, None, *first, None, *second, None
 
 

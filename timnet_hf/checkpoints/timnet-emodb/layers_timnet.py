@@ -126,24 +126,36 @@ class TimNetCausalLayer(nn.Module):
         self.dropout = config.hidden_dropout_prob
 
     def can_fuse(self, hidden: torch.Tensor) -> bool:
-        """Whether :func:`timnet_hf.fused_timnet.fused_block` can do this layer's part."""
-        same = hidden.dtype == self.conv.weight.dtype
-        return self.training and self.conv.kernel_size == (2,) and same and is_plain(hidden)
+        """Whether :func:`timnet_hf.fused_timnet.fused_block` can do this layer's part.
+
+        It does not call the layer, so not where somebody waits for a call, nor where the running
+        statistics are frozen.
+        """
+        learns = self.training and self.norm.training
+        same = hidden.dtype == self.conv.weight.dtype and self.conv.kernel_size == (2,)
+        return learns and same and is_plain(hidden) and not _is_watched(self)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Map (streams, frames, batch, hidden_size) to the same shape."""
-        if not self.training:
+        if self.norm.training:
+            normed = self.norm(self.conv(hidden), mask)
+        else:
             statistics = (self.norm.running_mean, self.norm.running_var)
-            folded = self.norm.scale_and_shift(*statistics, len(hidden))
-            return F.relu(self.conv(hidden, *folded))
-        kept = self.draw_dropout(hidden)
-        return F.relu(self.norm(self.conv(hidden), mask)).to(hidden.dtype) * kept
+            normed = self.conv(hidden, *self.norm.scale_and_shift(*statistics, len(hidden)))
+        output = F.relu(normed).to(hidden.dtype)
+        return output * self.draw_dropout(hidden) if self.training else output
 
     def draw_dropout(self, hidden: torch.Tensor) -> torch.Tensor:
         """Factors (streams, 1, batch, size) that silence whole channels of a clip at random."""
         streams, _, batch, _ = hidden.shape
         size = self.conv.out_channels // streams
         return F.dropout(hidden.new_ones(streams, 1, batch, size), self.dropout)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(module, kind, None) for kind in kinds)
 
 
 def centered(
