@@ -92,12 +92,12 @@ class FoldedTimNet:
         # Like the weights, whatever kind and place of tensors the caller has made the default.
         plain: Any = {"dtype": self.offset.dtype, "device": self.offset.device}
         counts = torch.tensor(counted, **plain)[:, None]
-        mask = None
-        if min(counted) < longest:
-            step = torch.arange(longest, **plain)[:, None]
+        shortest, mask = min(counted), None
+        if shortest < longest:
+            step = torch.arange(shortest, longest, **plain)[:, None]
             mask = (step < counts[:, 0]).to(counts)[:, :, None]  # (frames, clips, 1)
 
-        batch = _Batch(self._rows(clips, counts), counts, mask)
+        batch = _Batch(self._rows(clips, counts), counts, shortest, mask)
         kinds, streams = 3 if self.statistics else 1, self.directions * self.members
         pooled = torch.empty(self.num_scales, kinds, streams, count, size, **plain)
         # Streams meet in the readout only. As many at a time as stay in the processor's cache.
@@ -188,7 +188,7 @@ class FoldedTimNet:
                 torch.bmm(rows.expand(count, -1, -1), taps[own], out=hidden[own])
         hidden.add_(bias)
         if batch.mask is not None:
-            state.mul_(batch.mask)
+            state[:, batch.shortest :].mul_(batch.mask)
         return hidden
 
     def _pool(
@@ -203,17 +203,17 @@ class FoldedTimNet:
         That is (scales, kinds, streams, clips, channels): the mean, and the sums that `_statistics`
         makes the others of. ``spare`` is written over.
         """
-        counts, mask = batch.counts, batch.mask
+        counts, shortest, mask = batch.counts, batch.shortest, batch.mask
         mean = torch.sum(states, 2, out=pooled[:, 0]).div_(counts)
         if not self.statistics:
             return
         centred = torch.sub(states, mean[:, :, None], out=spare)
         if mask is not None:
-            centred.mul_(mask)
+            centred[:, :, shortest:].mul_(mask)
         torch.sum(centred.square_(), 2, out=pooled[:, 1])
         change = torch.sub(states[:, :, 1:], states[:, :, :-1], out=spare[:, :, 1:])
-        if mask is not None:
-            change.mul_(mask[1:])
+        if mask is not None:  # a change has the mask of its later frame
+            change[:, :, shortest - 1 :].mul_(mask)
         torch.sum(change.abs_(), 2, out=pooled[:, 2])
 
     def _statistics(self, pooled: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -232,11 +232,13 @@ class _Batch(NamedTuple):
     Attributes:
         rows: See `FoldedTimNet._rows`.
         counts: (clips, 1), each clip's frames.
-        mask: (frames, clips, 1), 1 valid, 0 padding; None where all are equally long.
+        shortest: Frames that all clips have.
+        mask: (further frames, clips, 1), 1 valid, 0 padding; None where there are none.
     """
 
     rows: list[torch.Tensor]
     counts: torch.Tensor
+    shortest: int
     mask: torch.Tensor | None
 
 
