@@ -190,11 +190,10 @@ def test_under_autocast_only_the_products_lose_digits(masked, monkeypatch):
         mask = (torch.arange(20).unsqueeze(1) < torch.tensor([20, 9, 1, 3, 20])).float()[..., None]
         hidden = hidden * mask
     exact = run(block, hidden, mask, monkeypatch, fused=True)
-    for fused in (True, False):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rounded = run(block, hidden, mask, monkeypatch, fused=fused)
-        for ours, theirs in zip(rounded, exact, strict=True):
-            assert ours.dtype == theirs.dtype
-            scale = theirs.float().abs().max().clamp(min=1.0)
-            assert (ours.float() - theirs.float()).abs().mean() / scale < 0.1
-        assert not torch.equal(rounded[0], exact[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = run(block, hidden, mask, monkeypatch, fused=True)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        scale = theirs.float().abs().max().clamp(min=1.0)
+        assert (ours.float() - theirs.float()).abs().mean() / scale < 0.05
+    assert not torch.equal(rounded[0], exact[0])

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 
 from timnet_hf import TimNetConfig
@@ -33,3 +36,27 @@ def test_a_layer_is_fused_where_it_learns_eagerly_with_two_taps(monkeypatch):
     assert not wider.can_fuse(hidden)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not layer.float().can_fuse(hidden)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_under_autocast_only_the_products_of_a_plain_layer_lose_digits(masked):
+    torch.manual_seed(0)
+    layer = TimNetCausalLayer(TimNetConfig(hidden_size=8, hidden_dropout_prob=0.0), 2).train()
+    hidden, mask, valid = torch.randn(2, 20, 5, 8), None, 1
+    if masked:
+        mask = (torch.arange(20).unsqueeze(1) < torch.tensor([20, 9, 1, 3, 20])).float()[..., None]
+        hidden, valid = hidden * mask, mask
+    results = []
+    for autocast in (False, True):
+        copied, given = copy.deepcopy(layer), hidden.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            output = copied(given, mask)
+        (output * valid * torch.arange(output.numel()).view_as(output).sin()).sum().backward()
+        gradients = [parameter.grad for parameter in copied.parameters()]
+        results.append([output * valid, given.grad * valid, *gradients, *copied.buffers()])
+    exact, rounded = results
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        scale = theirs.float().abs().max().clamp(min=1.0)
+        assert (ours.float() - theirs.float()).abs().mean() / scale < 0.05
+    assert not torch.equal(rounded[0], exact[0])

@@ -41,7 +41,14 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_timnet import TimNetConfig
 from .fused_timnet import fused_block
-from .layers_timnet import TimNetCausalLayer, TimNetConv, TimNetPooling, centered
+from .layers_timnet import (
+    TimNetCausalLayer,
+    TimNetConv,
+    TimNetFusion,
+    TimNetPooling,
+    TimNetScaleNorm,
+    centered,
+)
 from .reading_timnet import in_reading_order, in_time_order, reading_orders
 from .speaker_timnet import SpeakerError, SpeakerProfile, logit_offset
 
@@ -100,37 +107,6 @@ class TimNetBlock(GradientCheckpointingLayer):
         if self.fuses(hidden):
             return fused_block((self.layer1, self.layer2), hidden, mask)
         return hidden * torch.sigmoid(self.layer2(self.layer1(hidden, mask), mask))
-
-
-class TimNetScaleNorm(nn.BatchNorm1d):
-    """Batch normalisation of the scales' vectors; a batch of one is left to the running ones."""
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Normalise (batch, num_scales · pooled_size)."""
-        if self.training and vectors.shape[0] == 1:
-            weights = (self.running_mean, self.running_var, self.weight, self.bias)
-            return F.batch_norm(vectors, *weights, training=False, eps=self.eps)
-        return super().forward(vectors)
-
-
-class TimNetFusion(nn.Module):
-    """Dynamic fusion: the scales' vectors summed with learned weights, no softmax on them."""
-
-    def __init__(self, config: TimNetConfig):
-        super().__init__()
-        self.num_scales = config.num_scales
-        self.learned = config.dynamic_fusion and config.num_scales > 1
-        if self.learned:
-            self.weight = nn.Parameter(torch.empty(config.num_scales))
-
-    def forward(self, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fuse (batch, num_scales, size) to (batch, size); return the weights (num_scales,) too."""
-        weights: torch.Tensor
-        if self.learned:
-            weights = self.weight
-        else:
-            weights = scales.new_full((self.num_scales,), 1 / self.num_scales)
-        return torch.einsum("bsc,s->bc", scales, weights.to(scales.dtype)), weights
 
 
 class TimNetPreTrainedModel(PreTrainedModel):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers TIM-Net is made of: convolution, batch normalisation, both as one layer, and pooling.
+"""What TIM-Net is made of: convolution, normalisation, both as one layer, pooling and fusion.
 
 All of them work on (streams, frames, batch, size), frames in the stream's own reading order, and a
 mask (frames, batch, 1) of the valid frames. With frames before the batch, a shift in time is a
@@ -202,6 +202,37 @@ class TimNetPooling(nn.Module):
         return statistics[..., : self.size].permute(2, 0, 1, 3).flatten(1)
 
 
+class TimNetScaleNorm(nn.BatchNorm1d):
+    """Batch normalisation of the scales' vectors; a batch of one is left to the running ones."""
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Normalise (batch, num_scales · pooled_size)."""
+        if self.training and vectors.shape[0] == 1:
+            weights = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.batch_norm(vectors, *weights, training=False, eps=self.eps)
+        return super().forward(vectors)
+
+
+class TimNetFusion(nn.Module):
+    """Dynamic fusion: the scales' vectors summed with learned weights, no softmax on them."""
+
+    def __init__(self, config: TimNetConfig):
+        super().__init__()
+        self.num_scales = config.num_scales
+        self.learned = config.dynamic_fusion and config.num_scales > 1
+        if self.learned:
+            self.weight = nn.Parameter(torch.empty(config.num_scales))
+
+    def forward(self, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fuse (batch, num_scales, size) to (batch, size); return the weights (num_scales,) too."""
+        weights: torch.Tensor
+        if self.learned:
+            weights = self.weight
+        else:
+            weights = scales.new_full((self.num_scales,), 1 / self.num_scales)
+        return torch.einsum("bsc,s->bc", scales, weights.to(scales.dtype)), weights
+
+
 def _statistics(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean, deviation and mean absolute change (3, streams, batch, size)."""
     mean = _masked_mean(hidden, mask)
@@ -231,4 +262,12 @@ def _delay(values: torch.Tensor, distance: int) -> torch.Tensor:
     return F.pad(values, (0, 0, 0, 0, distance, 0))[:, : values.shape[1]]
 
 
-__all__ = ["TimNetBatchNorm", "TimNetCausalLayer", "TimNetConv", "TimNetPooling", "centered"]
+__all__ = [
+    "TimNetBatchNorm",
+    "TimNetCausalLayer",
+    "TimNetConv",
+    "TimNetFusion",
+    "TimNetPooling",
+    "TimNetScaleNorm",
+    "centered",
+]
