@@ -26,6 +26,7 @@ MODEL_FILES = {
     "fused_timnet.py",
     "layers_timnet.py",
     "modeling_timnet.py",
+    "passes_timnet.py",
     "preprocessor_config.json",
     "reading_timnet.py",
     "training_record.json",

@@ -186,7 +186,7 @@ def test_every_aim_is_of_a_row_that_is_measured(repository: Path, timing: Module
 def test_the_extra_brings_whatever_a_row_needs(repository: Path) -> None:
     text = (repository / "pyproject.toml").read_text(encoding="utf-8")
     bench = text.partition("\nbench = [")[2].partition("]\n")[0]
-    for needed in ("timnet-hf[onnx]", "librosa", "tensorflow-cpu", "tf_keras"):
+    for needed in ("timnet-hf[fast,onnx]", "librosa", "tensorflow-cpu", "tf_keras"):
         assert f'"{needed}' in bench
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A block and a pooling in training, with their gradients written out.
 
-The same numbers as the plain forms, up to rounding, from fewer passes over the frames: at these
-widths a step of training waits for memory more than it computes. What a pass makes that is not
-needed later goes where something else has just been, and what can be computed again is not kept.
+The same numbers as the plain forms, up to rounding, from fewer passes over the frames: what a pass
+makes that is not needed later goes where something else has just been, and what can be computed
+again is not kept. The passes are those of :mod:`timnet_hf.passes_timnet`, or compiled ones.
 
 All work on (streams, frames, batch, size) and a mask (frames, batch, 1), as the layers do. See
 :mod:`timnet_hf.layers_timnet` for the plain forms.
@@ -11,17 +11,18 @@ All work on (streams, frames, batch, size) and a mask (frames, batch, 1), as the
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the library's own convention)
 from torch.autograd.function import once_differentiable
 
+from .passes_timnet import PLAIN, Passes
+
 if TYPE_CHECKING:
     from .layers_timnet import TimNetCausalLayer
-
-#: Added to a variance that is pooled: the root's gradient stays finite where a channel is constant.
-VARIANCE_FLOOR = 1e-6
 
 
 def is_plain(hidden: torch.Tensor) -> bool:
@@ -29,17 +30,23 @@ def is_plain(hidden: torch.Tensor) -> bool:
     return hidden.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
-def moments(values: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance (streams, 1, size) over rows (streams, frames · batch, size)."""
-    if mask is None:
-        mean, square = values.mean(1, keepdim=True), values.square().mean(1, keepdim=True)
-    else:
-        weights = mask.to(values.dtype).flatten()
-        count = weights.sum().clamp(min=1)
-        squares = values.square()
-        mean = torch.stack([rows.t().mv(weights) for rows in values]).unsqueeze(1) / count
-        square = torch.stack([rows.t().mv(weights) for rows in squares]).unsqueeze(1) / count
-    return mean, (square - mean.square()).clamp(min=0)
+def passes_for(hidden: torch.Tensor) -> Passes:
+    """The compiled passes where they are faster and there: on one thread, with numba installed.
+
+    PyTorch shares its own operations out among its threads.
+    """
+    here = type(hidden) is torch.Tensor and hidden.device.type == "cpu"
+    suits = here and hidden.dtype == torch.float32 and torch.get_num_threads() == 1
+    return (_compiled_passes() or PLAIN) if suits else PLAIN
+
+
+@functools.cache
+def _compiled_passes() -> Passes | None:
+    """The compiled passes, or None without the extra ``fast``, or outside the package."""
+    try:
+        return importlib.import_module(".kernels", __package__).COMPILED
+    except ImportError:
+        return None
 
 
 def fused_block(
@@ -111,7 +118,7 @@ class _FusedBlock(torch.autograd.Function):
         # As the library does, which leaves float64 alone.
         if precision == torch.float32 and torch.is_autocast_enabled(device):
             precision = torch.get_autocast_dtype(device)
-        ctx.reach = dilation * hidden.shape[2]
+        ctx.reach, ctx.eps = dilation * hidden.shape[2], eps
         state, kept, statistics = hidden, [], []
         for weight, gamma, beta, factors in (layers[:4], layers[4:]):
             rows, weight = state.flatten(1, 2).to(precision), weight.to(precision)
@@ -119,15 +126,10 @@ class _FusedBlock(torch.autograd.Function):
                 product = torch.bmm(rows, weight[1])
                 if ctx.reach < rows.shape[1]:
                     product[:, ctx.reach :].baddbmm_(rows[:, : -ctx.reach], weight[0])
-            values = product.to(hidden.dtype)
-            mean, variance = moments(values, mask)
-            deviation = torch.sqrt(variance + eps)
-            scale = gamma / deviation
-            shift = beta - mean * scale
-            # The factors are not negative, so they may go through the ReLU.
-            scale, shift = scale.unsqueeze(1) * factors, shift.unsqueeze(1) * factors
-            state = torch.addcmul(shift, values.view_as(hidden), scale).relu_()
-            kept += [rows, weight, gamma, values, mean, deviation, factors]
+            values = product.to(hidden.dtype).view_as(hidden)
+            normalize = passes_for(hidden).normalize
+            state, mean, variance = normalize(values, mask, gamma, beta, factors, eps)
+            kept += [rows, weight, gamma, values, mean, variance, factors]
             statistics += [mean, variance]
         gate = state.sigmoid_()
         ctx.save_for_backward(hidden, mask, gate, *kept)
@@ -140,57 +142,50 @@ class _FusedBlock(torch.autograd.Function):
         """Gradients of ``hidden``, and of each layer's weight, γ and β."""
         hidden, mask, gate, *kept = ctx.saved_tensors
         count = gate[0, ..., 0].numel() if mask is None else mask.sum().clamp(min=1)
+        passes = passes_for(hidden)
+
+        def layer(
+            kept: list[torch.Tensor], sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        ) -> tuple[torch.Tensor, ...]:
+            """Gradients of a layer's input, weight, γ and β."""
+            rows, weight, gamma, values, mean, variance, factors = kept
+            active, d_beta, with_values = sums
+            deviation = torch.sqrt(variance + ctx.eps)
+            d_gamma = (with_values - mean * d_beta) / deviation
+            scale = gamma / deviation
+            slope = -scale / deviation * d_gamma / count
+            constant = -scale * d_beta / count - slope * mean
+            errors = passes.norm_gradient(active, values, mask, factors, scale, slope, constant)
+            d_rows, d_weight = _product_gradients(
+                errors.flatten(1, 2).to(rows.dtype), rows, weight, ctx.reach
+            )
+            d_input = d_rows.to(hidden.dtype).view_as(hidden)
+            return d_input, d_weight.to(hidden.dtype), d_gamma, d_beta
+
         # Whoever asks for gradients under autocast gets them in the types of the way there.
-        with torch.autocast(gate.device.type, enabled=False):
-            active = gradient * hidden
-            torch.ops.aten.sigmoid_backward.grad_input(active, gate, grad_input=active)
-            # Where the ReLU let nothing through, the gate is one half.
-            active = _threshold(active, gate, 0.5)
-            d_rows, *second = _layer_gradients(active, kept[7:], mask, count, ctx.reach)
-            active = _threshold(d_rows.view_as(active), kept[7].view_as(active), 0.0)
-            d_rows, *first = _layer_gradients(active, kept[:7], mask, count, ctx.reach)
-            d_hidden = d_rows.view_as(active).addcmul_(gradient, gate)
-        return d_hidden, None, None, None, *first, None, *second, None
+        with torch.autocast(hidden.device.type, enabled=False):
+            first, second = kept[:7], kept[7:]
+            sums = passes.gate_gradient(gradient, hidden, gate, second[3], second[6])
+            d_state, *of_second = layer(second, sums)
+            sums = passes.relu_gradient(d_state, second[0].view_as(hidden), first[3], first[6])
+            d_hidden, *of_first = layer(first, sums)
+            d_hidden.addcmul_(gradient, gate)
+        return d_hidden, None, None, None, *of_first, None, *of_second, None
 
 
-def _threshold(gradient: torch.Tensor, values: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Set a gradient to zero, in its place, where the values are at the threshold or below."""
-    apply = torch.ops.aten.threshold_backward.grad_input
-    return apply(gradient, values.to(gradient.dtype), threshold, grad_input=gradient)
-
-
-def _layer_gradients(
-    active: torch.Tensor,
-    kept: list[torch.Tensor],
-    mask: torch.Tensor | None,
-    count: torch.Tensor | int,
-    reach: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of a layer's rows, weight, γ and β; ``active`` is ∂h where h > 0."""
-    rows, weight, gamma, values, mean, deviation, factors = kept
-    values = values.view_as(active)
-    d_beta = (active.sum(1, keepdim=True) * factors).sum(2)
-    errors = active * values
-    with_values = (errors.sum(1, keepdim=True) * factors).sum(2)
-    d_gamma = (with_values - mean * d_beta) / deviation
-    scale = gamma / deviation
-    slope = -scale / deviation * d_gamma / count
-    constant = -scale * d_beta / count - slope * mean
-    torch.addcmul(constant.unsqueeze(1), values, slope.unsqueeze(1), out=errors)
-    errors.addcmul_(active, scale.unsqueeze(1) * factors)
-    if mask is not None:
-        errors.mul_(mask)
-    rounded = errors.flatten(1, 2).to(rows.dtype)
+def _product_gradients(
+    errors: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, reach: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of rows (streams, frames · batch, size) and weight, from their product's."""
     turned = weight.transpose(2, 3).contiguous()  # small, and products with it are faster
-    d_rows = torch.bmm(rounded, turned[1])
-    d_now = torch.bmm(rows.transpose(1, 2), rounded)
+    d_rows = torch.bmm(errors, turned[1])
+    d_now = torch.bmm(rows.transpose(1, 2), errors)
     d_before = torch.zeros_like(d_now)
     if reach < rows.shape[1]:
-        later = rounded[:, reach:]
+        later = errors[:, reach:]
         d_rows[:, :-reach].baddbmm_(later, turned[0])
         d_before = torch.bmm(rows[:, :-reach].transpose(1, 2), later)
-    d_weight = torch.stack((d_before, d_now))
-    return d_rows.to(active.dtype), d_weight.to(active.dtype), d_gamma, d_beta
+    return d_rows, torch.stack((d_before, d_now))
 
 
 class FusedStatistics(torch.autograd.Function):
@@ -200,30 +195,13 @@ class FusedStatistics(torch.autograd.Function):
 
         ∂x = w (∂mean + ∂deviation (x - mean) / deviation) + ∂change · D(v sign(change of x))
 
-    where D hands each pair's share to its later frame and takes it from its earlier one. One stream
-    at a time: what it needs beside the input stays in the processor's cache.
+    where D hands each pair's share to its later frame and takes it from its earlier one.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return (3, streams, batch, size)."""
-        statistics = hidden.new_empty(3, len(hidden), *hidden.shape[2:])
-        frames, pairs = _counts(hidden, mask)
-        part = _part(hidden)
-        spare = torch.empty_like(hidden[:part])
-        for values, pooled in zip(hidden.split(part), statistics.split(part, 1), strict=True):
-            mean, deviation, change = pooled
-            valid = values if mask is None else torch.mul(values, mask, out=spare)
-            torch.sum(valid, 1, out=mean).div_(frames)
-            centred = torch.sub(values, mean.unsqueeze(1), out=spare)
-            if mask is not None:
-                centred.mul_(mask)
-            torch.sum(centred.square_(), 1, out=deviation).div_(frames)
-            deviation.add_(VARIANCE_FLOOR).sqrt_()
-            steps = torch.sub(values[:, 1:], values[:, :-1], out=spare[:, 1:]).abs_()
-            if mask is not None:
-                steps.mul_(mask[1:])
-            torch.sum(steps, 1, out=change).div_(pairs)
+        statistics = passes_for(hidden).pool(hidden, mask, *_counts(hidden, mask))
         ctx.save_for_backward(hidden, statistics, mask)
         return statistics
 
@@ -233,29 +211,10 @@ class FusedStatistics(torch.autograd.Function):
         """Gradient of ``hidden``."""
         hidden, (mean, deviation, _), mask = ctx.saved_tensors
         frames, pairs = _counts(hidden, mask)
-        slope = (gradient[1] / deviation / frames).unsqueeze(1)
-        constant = (gradient[0] / frames).unsqueeze(1) - slope * mean.unsqueeze(1)
-        share = (gradient[2] / pairs).unsqueeze(1)
-        d_hidden = torch.empty_like(hidden)
-        part = _part(hidden)
-        spare = torch.empty_like(hidden[:part, 1:])
-        everything = (hidden, constant, slope, share, d_hidden)
-        for values, *factors, handed, d_values in zip(
-            *(one.split(part) for one in everything), strict=True
-        ):
-            torch.addcmul(factors[0], values, factors[1], out=d_values)
-            steps = torch.sub(values[:, 1:], values[:, :-1], out=spare).sign_().mul_(handed)
-            if mask is not None:
-                d_values.mul_(mask)
-                steps.mul_(mask[1:])
-            d_values[:, 1:] += steps
-            d_values[:, :-1] -= steps
-        return d_hidden, None
-
-
-def _part(hidden: torch.Tensor) -> int:
-    """Streams at a time: what is not a CPU would rather have them all at once."""
-    return 1 if hidden.device.type == "cpu" else len(hidden)
+        slope = gradient[1] / deviation / frames
+        constant = gradient[0] / frames - slope * mean
+        share = gradient[2] / pairs
+        return passes_for(hidden).pool_gradient(hidden, mask, slope, constant, share), None
 
 
 def _counts(
@@ -267,4 +226,4 @@ def _counts(
     return mask.sum(0).clamp(min=1), mask[1:].sum(0).clamp(min=1)
 
 
-__all__ = ["VARIANCE_FLOOR", "FusedStatistics", "fused_block", "is_plain", "moments"]
+__all__ = ["FusedStatistics", "fused_block", "is_plain", "passes_for"]

@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812  (the library's own convention)
 from torch import nn
 
 from .configuration_timnet import TimNetConfig
-from .fused_timnet import VARIANCE_FLOOR, FusedStatistics, is_plain, moments
+from .fused_timnet import FusedStatistics, is_plain
+from .passes_timnet import VARIANCE_FLOOR, moments
 
 
 class TimNetConv(nn.Conv1d):
