@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from timnet_hf import TimNetConfig, TimNetForAudioClassification, folded_network, load_audio
+from timnet_hf import (
+    TimNetConfig,
+    TimNetForAudioClassification,
+    folded_network,
+    kernels,
+    load_audio,
+)
 from timnet_hf.configuration_timnet import ABLATIONS
 from timnet_hf.folded_network import FoldedTimNet
 from timnet_hf.prediction import load_model
@@ -89,12 +95,19 @@ def test_scales_pooled_at_once_or_one_by_one_give_the_same(
     torch.testing.assert_close(FoldedTimNet(model)(batch), expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("streams", [1, 3, None])
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 def test_answers_as_the_network_does_to_each_clip_alone(
-    config: dict[str, Any], streams: int | None, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], streams: int | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many streams are put through at a time."""
+    """However many streams are put through at a time, with compiled loops or without."""
+    called: list[int] = []
+    if compiled:
+        gate = kernels.gate
+        monkeypatch.setattr(kernels, "gate", lambda *given: called.append(1) or gate(*given))
+    else:
+        monkeypatch.setattr(folded_network, "_compiled", lambda: None)
     model = trained(**config)
     batch = clips(1, 2, 7, 64, 90)
     if streams:
@@ -109,6 +122,7 @@ def test_answers_as_the_network_does_to_each_clip_alone(
         torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
         if streams:
             assert list(folded._parts) == [min(streams, model.config.num_streams)]
+    assert bool(called) == compiled
 
 
 @pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from timnet_hf import TimNetConfig, TimNetForAudioClassification, fused_timnet
+from timnet_hf import TimNetConfig, TimNetForAudioClassification, fused_timnet, kernels
+from timnet_hf.compiled_passes import COMPILED
 from timnet_hf.fused_timnet import passes_for
-from timnet_hf.kernels import COMPILED
 from timnet_hf.passes_timnet import PLAIN
 
 STREAMS, FRAMES, BATCH, SIZE = 3, 20, 5, 6
@@ -65,7 +65,8 @@ def test_normalisation(mask):
     agree("normalize", frames(), mask, channels(), channels(), factors(), 1e-3)
 
 
-def test_gradients_of_gate_and_relu():
+def test_gate_and_gradients_of_gate_and_relu():
+    agree("gate", frames().relu(), frames())
     gate = frames().relu().sigmoid()
     agree("gate_gradient", frames(), frames(), gate, frames(), factors())
     agree("relu_gradient", frames(), frames().relu(), frames(), factors())
@@ -95,6 +96,7 @@ def test_numbers_may_lie_in_any_order_in_memory():
     given = [turned(frames()) for _ in range(4)]
     assert not given[0].is_contiguous()
     agree("normalize", given[0], MASKS[1], channels(), channels(), factors(), 1e-3)
+    agree("gate", given[0].relu(), given[1])
     agree("gate_gradient", *given, factors())
     agree("relu_gradient", *given[:3], factors())
     agree("norm_gradient", *given[:2], MASKS[1], factors(), *(channels() for _ in range(3)))
@@ -115,18 +117,43 @@ def test_what_is_no_number_stays_none():
     assert active[0, 3, 2, 1].isnan()
 
 
-def test_they_are_for_one_thread_of_a_cpu_in_float32(monkeypatch):
+def test_gates_are_exact_to_the_last_digits_and_know_no_overflow():
+    active = torch.cat((torch.linspace(0, 20, 10_001), torch.tensor([1e-30, 90.0, 1e30])))
+    hidden = torch.randn(len(active))
+    wanted = hidden.double() * active.double().sigmoid()
+    kernels.gate(active.numpy(), hidden.numpy())
+    assert ((hidden - wanted) / wanted).abs().max() < 3e-7
+    unknown = torch.tensor([float("nan"), 1.0])
+    kernels.gate(unknown.numpy(), hidden[:2].numpy())
+    assert hidden[0].isnan() and hidden[1].isfinite()
+
+
+@pytest.mark.parametrize("shift", [6, 30, 114])
+def test_activation_adds_both_taps_and_the_bias(shift):
+    newest, older = torch.randn(3, 120), torch.randn(3, 120 - shift)
+    bias = torch.randn(3, 6)
+    wanted = newest + bias.repeat(1, 20)
+    wanted[:, shift:] += older
+    kernels.activate(newest.numpy(), older.numpy(), bias.repeat(1, 8).numpy())
+    assert torch.allclose(newest, wanted.relu(), atol=1e-6)
+
+
+def test_they_are_for_few_threads_of_a_cpu_in_float32():
     hidden = frames()
-    assert passes_for(hidden) is COMPILED
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        assert passes_for(hidden) is COMPILED
     assert passes_for(hidden.double()) is PLAIN
     assert passes_for(hidden.to("meta")) is PLAIN
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     assert passes_for(hidden) is PLAIN
 
 
 def test_without_numba_all_works_as_before(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "timnet_hf.kernels")
+    monkeypatch.delattr("timnet_hf.kernels")
+    for name in ("timnet_hf.compiled_passes", "timnet_hf.kernels"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(fused_timnet, "_compiled_passes", fused_timnet._compiled_passes.__wrapped__)
     assert passes_for(frames()) is PLAIN
 

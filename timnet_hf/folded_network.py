@@ -17,9 +17,12 @@ so it stays zero.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -33,6 +36,9 @@ _CACHED = 150_000
 
 #: Numbers in all scales of a batch that are pooled at once: those of about two clips.
 _SMALL = 400_000
+
+#: Rows that a bias is repeated for in compiled loops: a few kilobytes.
+_BIAS_ROWS = 32
 
 #: One matrix (streams, channels in, channels out) a tap, the newest frame's last, and the bias.
 Taps: TypeAlias = tuple[list[torch.Tensor], torch.Tensor]
@@ -103,7 +109,11 @@ class FoldedTimNet:
         # Streams meet in the readout only. As many at a time as stay in the processor's cache.
         part = max(1, min(streams, _CACHED // (longest * count * size)))
         # One clip or two: all scales are pooled at once, for the time goes into calls.
-        together = self.multi_scale and pooled[0, 0].numel() * longest * self.num_scales <= _SMALL
+        small = pooled[0, 0].numel() * longest * self.num_scales <= _SMALL
+        together = self.multi_scale and small
+        if not small and counts.device.type == "cpu" and (kernels := _compiled()):
+            runs = kernels.runs_of(np.arange(longest)[:, None] < np.array(counted), size)
+            batch = batch._replace(kernels=kernels, runs=runs)
         kept = self.num_scales if together else 1
         states = torch.empty(kept, part, longest, count, size, **plain)
         spare = torch.empty_like(states)
@@ -145,7 +155,9 @@ class FoldedTimNet:
         for start in range(0, self.directions * self.members, self.members):
             middle = start + self.centered
             readers += [_overlap(own, start, middle), _overlap(own, middle, start + self.members)]
-        blocks = [[(dilation, _some(taps, own)) for dilation, taps in two] for two in self.blocks]
+        blocks = [
+            [_layer(dilation, _some(taps, own)) for dilation, taps in two] for two in self.blocks
+        ]
         return _Streams(own, _some(self.embed, own), blocks, readers)
 
     def _read(
@@ -169,11 +181,11 @@ class FoldedTimNet:
         # A first input that is not pooled gives its place to the first output.
         ahead = 0 if self.pool_input else 1
         for index, layers in enumerate(streams.blocks, start=1):
-            gate = hidden
-            for dilation, taps in layers:
-                gate = _convolve(gate, dilation * len(batch.counts), taps).relu_()
+            active = hidden
+            for layer in layers:
+                active = _convolve(active, batch, layer)
             state = states[index - ahead if together else 0].flatten(1, 2)
-            hidden = torch.mul(gate.sigmoid_(), hidden, out=state)
+            hidden = _gate(active, hidden, batch, state)
             if not together and (self.multi_scale or index == len(streams.blocks)):
                 self._pool(states, spare, batch, next(place))
         if together:
@@ -204,6 +216,11 @@ class FoldedTimNet:
         makes the others of. ``spare`` is written over.
         """
         counts, shortest, mask = batch.counts, batch.shortest, batch.mask
+        if self.statistics and batch.kernels:
+            frames_of = counts.expand(-1, states.shape[-1]).flatten().numpy()
+            for values, sums in zip(states, pooled, strict=True):
+                batch.kernels.pool(_lanes(values), batch.runs, frames_of, *_lanes(sums))
+            return
         mean = torch.sum(states, 2, out=pooled[:, 0]).div_(counts)
         if not self.statistics:
             return
@@ -234,12 +251,30 @@ class _Batch(NamedTuple):
         counts: (clips, 1), each clip's frames.
         shortest: Frames that all clips have.
         mask: (further frames, clips, 1), 1 valid, 0 padding; None where there are none.
+        kernels: Compiled loops, where they pay: for more than a clip or two.
+        runs: What they take in the mask's place, see `kernels.runs_of`.
     """
 
     rows: list[torch.Tensor]
     counts: torch.Tensor
     shortest: int
     mask: torch.Tensor | None
+    kernels: ModuleType | None = None
+    runs: np.ndarray | None = None
+
+
+class _Layer(NamedTuple):
+    """A convolution with its bias.
+
+    Attributes:
+        dilation: In frames.
+        taps: Its matrices and bias.
+        biases: (streams, some rows · channels), the bias of each row, for compiled loops.
+    """
+
+    dilation: int
+    taps: Taps
+    biases: np.ndarray
 
 
 class _Streams(NamedTuple):
@@ -248,13 +283,13 @@ class _Streams(NamedTuple):
     Attributes:
         own: Which.
         embed: Their first layer.
-        blocks: Their layers, each with its dilation.
+        blocks: Their layers.
         readers: Which of them read each of `_Batch.rows`.
     """
 
     own: slice
     embed: Taps
-    blocks: list[list[tuple[int, Taps]]]
+    blocks: list[list[_Layer]]
     readers: list[slice]
 
 
@@ -307,16 +342,51 @@ def _readout(model: TimNetForAudioClassification) -> tuple[torch.Tensor, torch.T
     return matrix.float(), offset.float()
 
 
-def _convolve(rows: torch.Tensor, dilation: int, taps: Taps) -> torch.Tensor:
-    """Causal convolution of (streams, rows, channels); the dilation is counted in rows."""
+def _layer(dilation: int, taps: Taps) -> _Layer:
+    return _Layer(dilation, taps, taps[1].repeat(1, _BIAS_ROWS, 1).flatten(1).cpu().numpy())
+
+
+def _convolve(rows: torch.Tensor, batch: _Batch, layer: _Layer) -> torch.Tensor:
+    """Causal convolution and ReLU of (streams, rows, channels), a row a clip and frame."""
     # Plain products, added up: one that adds as it multiplies takes twice as long at this width.
-    (*older, newest), bias = taps
+    (*older, newest), bias = layer.taps
     result = torch.bmm(rows, newest)
-    for age, matrix in enumerate(reversed(older), start=1):
-        shift = age * dilation
-        if shift < rows.shape[1]:
-            result[:, shift:].add_(torch.bmm(rows[:, :-shift], matrix))
-    return result.add_(bias)
+    shifts = [age * layer.dilation * len(batch.counts) for age in range(len(older), 0, -1)]
+    products = [
+        torch.bmm(rows[:, :-shift], matrix)
+        for shift, matrix in zip(shifts, older, strict=True)
+        if shift < rows.shape[1]
+    ]
+    if batch.kernels and len(products) == 1:
+        batch.kernels.activate(_lanes(result), _lanes(products[0]), layer.biases)
+        return result
+    for product in products:
+        result[:, -product.shape[1] :].add_(product)
+    return result.add_(bias).relu_()
+
+
+def _gate(
+    active: torch.Tensor, hidden: torch.Tensor, batch: _Batch, output: torch.Tensor
+) -> torch.Tensor:
+    """Write hidden · sigmoid(active) into ``output``; ``active`` is written over."""
+    if batch.kernels and output.data_ptr() == hidden.data_ptr():
+        batch.kernels.gate(active.view(-1).numpy(), hidden.view(-1).numpy())
+        return hidden
+    return torch.mul(active.sigmoid_(), hidden, out=output)
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def _lanes(values: torch.Tensor) -> Any:
+    """(…, rows, channels) as an array (…, rows · channels), without a copy."""
+    return values.view(*values.shape[:-2], -1).numpy()
 
 
 __all__ = ["FoldedTimNet"]

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes of :mod:`timnet_hf.passes_timnet`, compiled by numba (extra `fast`).
+"""Passes over the frames that do several operations each, compiled by numba (extra ``fast``).
 
-Each does several operations while the frames are in the processor's registers, so the frames are
-read and written about half as often. For float32 on one thread of a CPU, equal up to rounding. The
-compiler runs once, for some seconds, and keeps what it made on disk.
+At TIM-Net's widths both training and scoring wait for memory more than they compute. These keep
+the numbers in the processor's registers from one operation to the next, so the frames are read and
+written about half as often as by PyTorch's operations one by one. They are for float32 on a CPU,
+run on one thread, and are equal to those up to rounding. The compiler runs once, for some seconds,
+and keeps what it made on disk.
 
-The loops work on arrays (streams, frames, lanes), a lane being a channel of a clip, of which there
-are batch · size. Values of a channel are (streams, size). What is found goes into the arrays that
-come last. With one lane behind the other, and as slices, the compiler makes vectors of them.
+The loops work on C-contiguous arrays (streams, frames, lanes), a lane being a channel of a clip, of
+which there are batch · size. Values of a channel are (streams, size). What is found goes into the
+arrays that come last. The inner loops run over lanes, counted without a sign where they do not
+start at zero, and arrays do not overlap: of such loops the compiler makes vectors.
+:mod:`timnet_hf.compiled_passes` and :mod:`timnet_hf.folded_network` call them.
 """
 
 from __future__ import annotations
@@ -17,12 +21,9 @@ from typing import Any
 
 import numba
 import numpy as np
-import torch
-
-from .passes_timnet import VARIANCE_FLOOR, Passes
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile when first called; sums may be reordered, but NaN stays NaN."""
     exact = {"contract", "nsz", "reassoc"}
     options: Any = {"nogil": True, "error_model": "numpy", "fastmath": exact}
@@ -32,17 +33,17 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(**options)(function)
 
 
-@_compiled
-def _runs(valid, size):
+@compiled
+def runs_of(valid, size):
     """Runs of neighbouring clips that have a frame: the frame, the first lane, the one behind."""
     frames, batch = valid.shape
-    found = np.empty((frames * (batch + 1) // 2 + frames, 3), np.int64)
+    found = np.empty((frames * (batch + 1) // 2 + frames, 3), np.uint64)
     count = 0
     for frame in range(frames):
         clip = 0
         while clip < batch:
             start = clip
-            while clip < batch and valid[frame, clip] != 0:
+            while clip < batch and valid[frame, clip]:
                 clip += 1
             if clip > start:
                 found[count] = (frame, start * size, clip * size)
@@ -51,8 +52,8 @@ def _runs(valid, size):
     return found[:count]
 
 
-@_compiled
-def _normalize_loop(values, runs, count, gamma, beta, factors, eps, mean, variance, output):
+@compiled
+def normalize(values, runs, count, gamma, beta, factors, eps, mean, variance, output):
     """Sums over the valid frames; then scale, shift and ReLU."""
     streams, frames, lanes = values.shape
     size = gamma.shape[1]
@@ -63,12 +64,11 @@ def _normalize_loop(values, runs, count, gamma, beta, factors, eps, mean, varian
         total[:] = 0
         square[:] = 0
         for run in range(len(runs)):
-            frame, start, stop = runs[run]
-            row = values[stream, frame, start:stop]
-            totals, squares = total[start:stop], square[start:stop]
-            for lane in range(len(row)):
-                totals[lane] += row[lane]
-                squares[lane] += row[lane] * row[lane]
+            frame, start, stop = runs[run, 0], runs[run, 1], runs[run, 2]
+            for lane in range(start, stop):
+                value = values[stream, frame, lane]
+                total[lane] += value
+                square[lane] += value * value
         for channel in range(size):
             first, second = 0.0, 0.0
             for lane in range(channel, lanes, size):
@@ -90,8 +90,9 @@ def _normalize_loop(values, runs, count, gamma, beta, factors, eps, mean, varian
                 output[stream, frame, lane] = zero if normed <= zero else normed
 
 
-@_compiled
-def _gate_gradient_loop(gradient, hidden, gate, values, factors, d_beta, with_values, active):
+@compiled
+def gate_gradient(gradient, hidden, gate, values, factors, d_beta, with_values, active):
+    """From the gradient of hidden · gate: ∂h where h > 0, Σ k ∂h and Σ k ∂h y."""
     streams, frames, lanes = values.shape
     total = np.empty(lanes, np.float32)
     scaled = np.empty(lanes, np.float32)
@@ -111,8 +112,9 @@ def _gate_gradient_loop(gradient, hidden, gate, values, factors, d_beta, with_va
         _sum_channels(scaled, factors[stream], with_values[stream])
 
 
-@_compiled
-def _relu_gradient_loop(active, output, values, factors, d_beta, with_values):
+@compiled
+def relu_gradient(active, output, values, factors, d_beta, with_values):
+    """In the place of ∂h: ∂h where h > 0; Σ k ∂h and Σ k ∂h y."""
     streams, frames, lanes = values.shape
     total = np.empty(lanes, np.float32)
     scaled = np.empty(lanes, np.float32)
@@ -131,7 +133,7 @@ def _relu_gradient_loop(active, output, values, factors, d_beta, with_values):
         _sum_channels(scaled, factors[stream], with_values[stream])
 
 
-@_compiled
+@compiled
 def _sum_channels(lanes, factors, sums):
     """Over the clips, each with its dropout factor."""
     size = len(sums)
@@ -142,8 +144,9 @@ def _sum_channels(lanes, factors, sums):
         sums[channel] = total
 
 
-@_compiled
-def _norm_gradient_loop(active, values, padding, factors, scale, slope, constant):
+@compiled
+def norm_gradient(active, values, padding, factors, scale, slope, constant):
+    """In the place of ∂h: constant + slope · y + scale · k · ∂h, zero in the padding."""
     streams, frames, lanes = values.shape
     size = scale.shape[1]
     slopes, constants, scales = np.empty((3, lanes), np.float32)
@@ -160,181 +163,125 @@ def _norm_gradient_loop(active, values, padding, factors, scale, slope, constant
         _clear(active[stream], padding)
 
 
-@_compiled
+@compiled
 def _clear(values, runs):
     for run in range(len(runs)):
-        frame, start, stop = runs[run]
-        values[frame, start:stop] = 0
+        frame, start, stop = runs[run, 0], runs[run, 1], runs[run, 2]
+        for lane in range(start, stop):
+            values[frame, lane] = 0
 
 
-@_compiled
-def _pool_loop(values, runs, frames_of, pairs_of, floor, mean, deviation, change):
-    """Means and changes; then deviations from the means."""
+@compiled
+def pool(values, runs, frames_of, mean, squares, changes):
+    """Mean, sum of squared distances from it, and sum of absolute changes: (streams, lanes).
+
+    ``frames_of`` (lanes,) is what the mean is divided by.
+    """
     streams, _, lanes = values.shape
-    total, steps = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
+    total, other = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
     for stream in range(streams):
         total[:] = 0
-        steps[:] = 0
+        other[:] = 0
         for run in range(len(runs)):
-            frame, start, stop = runs[run]
-            row = values[stream, frame, start:stop]
-            sums, moves = total[start:stop], steps[start:stop]
+            frame, start, stop = runs[run, 0], runs[run, 1], runs[run, 2]
             if frame == 0:
-                for lane in range(len(row)):
-                    sums[lane] += row[lane]
+                for lane in range(start, stop):
+                    total[lane] += values[stream, frame, lane]
             else:
-                before = values[stream, frame - 1, start:stop]
-                for lane in range(len(row)):
-                    sums[lane] += row[lane]
-                    moves[lane] += abs(row[lane] - before[lane])
+                before = frame - np.uint64(1)
+                for lane in range(start, stop):
+                    value = values[stream, frame, lane]
+                    total[lane] += value
+                    other[lane] += abs(value - values[stream, before, lane])
         for lane in range(lanes):
             total[lane] /= frames_of[lane]
             mean[stream, lane] = total[lane]
-            change[stream, lane] = steps[lane] / pairs_of[lane]
-            steps[lane] = 0
+            changes[stream, lane] = other[lane]
+            other[lane] = 0
         for run in range(len(runs)):
-            frame, start, stop = runs[run]
-            row = values[stream, frame, start:stop]
-            means, sums = total[start:stop], steps[start:stop]
-            for lane in range(len(row)):
-                sums[lane] += (row[lane] - means[lane]) * (row[lane] - means[lane])
-        for lane in range(lanes):
-            deviation[stream, lane] = np.sqrt(steps[lane] / frames_of[lane] + floor)
+            frame, start, stop = runs[run, 0], runs[run, 1], runs[run, 2]
+            for lane in range(start, stop):
+                distance = values[stream, frame, lane] - total[lane]
+                other[lane] += distance * distance
+        squares[stream] = other
 
 
-@_compiled
-def _pool_gradient_loop(values, runs, padding, slope, constant, share, d_values):
+@compiled
+def pool_gradient(values, runs, padding, slope, constant, share, d_values):
+    """``slope · x + constant``, and each neighbours' share by the sign of the change."""
     for stream in range(len(values)):
-        for run in range(len(padding)):
-            frame, start, stop = padding[run]
-            d_values[stream, frame, start:stop] = 0
+        _clear(d_values[stream], padding)
         for run in range(len(runs)):
-            frame, start, stop = runs[run]
-            row, d_row = values[stream, frame, start:stop], d_values[stream, frame, start:stop]
-            by, plus = slope[stream, start:stop], constant[stream, start:stop]
-            handed = share[stream, start:stop]
-            if frame == 0:
-                for lane in range(len(row)):
-                    d_row[lane] = row[lane] * by[lane] + plus[lane]
-            else:
-                before = values[stream, frame - 1, start:stop]
-                d_before = d_values[stream, frame - 1, start:stop]
-                for lane in range(len(row)):
-                    moved = np.sign(row[lane] - before[lane]) * handed[lane]
-                    d_row[lane] = row[lane] * by[lane] + plus[lane] + moved
-                    d_before[lane] -= moved
+            frame, start, stop = runs[run, 0], runs[run, 1], runs[run, 2]
+            for lane in range(start, stop):
+                change = values[stream, frame, lane] * slope[stream, lane]
+                d_values[stream, frame, lane] = change + constant[stream, lane]
+            if frame > 0:
+                before = frame - np.uint64(1)
+                for lane in range(start, stop):
+                    step = values[stream, frame, lane] - values[stream, before, lane]
+                    moved = np.sign(step) * share[stream, lane]
+                    d_values[stream, frame, lane] += moved
+                    d_values[stream, before, lane] -= moved
 
 
-def _normalize(
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    factors: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    runs, _ = _spans(values, mask)
-    count = max(1.0, values[0, ..., 0].numel() if mask is None else float(mask.sum()))
-    output, mean, variance = values.new_empty(values.shape), *_channel_values(values)
-    given = (*map(_channels, (gamma, beta)), _channels(factors), eps)
-    _normalize_loop(
-        _lanes(values), runs, count, *given, *map(_channels, (mean, variance)), _lanes(output)
-    )
-    return output, mean, variance
+@compiled
+def activate(newest, older, bias):
+    """In the place of ``newest``: relu(newest + older + bias), over (streams, frames · lanes).
+
+    ``older`` is the same some frames earlier, so it is shorter. ``bias`` is repeated for some rows,
+    (streams, rows · size), that the inner loops are long.
+    """
+    streams, numbers = newest.shape
+    shift, size = numbers - older.shape[1], bias.shape[1]
+    zero = np.float32(0)
+    for stream in range(streams):
+        for start in range(0, shift, size):
+            row = newest[stream, start : min(start + size, shift)]
+            for lane in range(len(row)):
+                value = row[lane] + bias[stream, lane]
+                row[lane] = zero if value <= zero else value
+        for start in range(shift, numbers, size):
+            row = newest[stream, start : min(start + size, numbers)]
+            before = older[stream, start - shift : start - shift + len(row)]
+            for lane in range(len(row)):
+                value = row[lane] + before[lane] + bias[stream, lane]
+                row[lane] = zero if value <= zero else value
 
 
-def _gate_gradient(
-    gradient: torch.Tensor,
-    hidden: torch.Tensor,
-    gate: torch.Tensor,
-    values: torch.Tensor,
-    factors: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    active, d_beta, with_values = gate.new_empty(gate.shape), *_channel_values(values)
-    given = (*map(_lanes, (gradient, hidden, gate, values)), _channels(factors))
-    _gate_gradient_loop(*given, *map(_channels, (d_beta, with_values)), _lanes(active))
-    return active, d_beta, with_values
+@compiled
+def gate(active, hidden):
+    """In the place of ``hidden``: hidden · sigmoid(active), in one row; ``active`` ≥ 0."""
+    one = np.float32(1)
+    for lane in range(len(active)):
+        hidden[lane] /= one + _exponential(-active[lane])
 
 
-def _relu_gradient(
-    gradient: torch.Tensor, output: torch.Tensor, values: torch.Tensor, factors: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    active, d_beta, with_values = gradient.contiguous(), *_channel_values(values)
-    given = (*map(_lanes, (active, output.to(active.dtype), values)), _channels(factors))
-    _relu_gradient_loop(*given, *map(_channels, (d_beta, with_values)))
-    return active, d_beta, with_values
+@compiled
+def gate_apart(active, hidden, output):
+    """In the place of ``active`` its sigmoid, and the product of that and ``hidden``."""
+    one = np.float32(1)
+    for lane in range(len(active)):
+        share = one / (one + _exponential(-active[lane]))
+        active[lane] = share
+        output[lane] = hidden[lane] * share
 
 
-def _norm_gradient(
-    active: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    factors: torch.Tensor,
-    scale: torch.Tensor,
-    slope: torch.Tensor,
-    constant: torch.Tensor,
-) -> torch.Tensor:
-    active, (_, padding) = active.contiguous(), _spans(values, mask)
-    given = (_channels(factors), *map(_channels, (scale, slope, constant)))
-    _norm_gradient_loop(_lanes(active), _lanes(values), padding, *given)
-    return active
+@compiled
+def _exponential(power):
+    """Exponential of what is not positive, in float32: Cephes' expf, exact to its last digits.
 
-
-def _pool(
-    hidden: torch.Tensor,
-    mask: torch.Tensor | None,
-    frames: torch.Tensor | int,
-    pairs: torch.Tensor | int,
-) -> torch.Tensor:
-    runs, _ = _spans(hidden, mask)
-    statistics = hidden.new_empty(3, len(hidden), *hidden.shape[2:])
-    counts = [
-        (hidden.new_ones(hidden.shape[2:]) * count).flatten().numpy() for count in (frames, pairs)
-    ]
-    _pool_loop(_lanes(hidden), runs, *counts, VARIANCE_FLOOR, *_lanes(statistics))
-    return statistics
-
-
-def _pool_gradient(
-    hidden: torch.Tensor,
-    mask: torch.Tensor | None,
-    slope: torch.Tensor,
-    constant: torch.Tensor,
-    share: torch.Tensor,
-) -> torch.Tensor:
-    d_hidden = hidden.new_empty(hidden.shape)
-    given = (*_spans(hidden, mask), *(_channels(one) for one in (slope, constant, share)))
-    _pool_gradient_loop(_lanes(hidden), *given, _lanes(d_hidden))
-    return d_hidden
-
-
-def _lanes(values: torch.Tensor) -> Any:
-    """(…, batch, size) as (…, batch · size); without a copy where the numbers lie so already."""
-    return values.detach().contiguous().flatten(-2).numpy()
-
-
-def _channels(values: torch.Tensor) -> Any:
-    """(streams, …) as (streams, the rest)."""
-    return values.detach().contiguous().flatten(1).numpy()
-
-
-def _channel_values(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    streams, _, _, size = values.shape
-    return values.new_empty(streams, 1, size), values.new_empty(streams, 1, size)
-
-
-def _spans(values: torch.Tensor, mask: torch.Tensor | None) -> tuple[Any, Any]:
-    """Lanes of the valid frames, and of the padding, see `_runs`."""
-    _, frames, batch, size = values.shape
-    if mask is None:
-        whole = np.stack((np.arange(frames), np.zeros(frames), np.full(frames, batch * size)), 1)
-        return whole.astype(np.int64), np.empty((0, 3), np.int64)
-    valid = mask.detach().view(frames, batch).numpy()
-    return _runs(valid, size), _runs(1 - valid, size)
-
-
-#: For float32 on the CPU.
-COMPILED = Passes(_normalize, _gate_gradient, _relu_gradient, _norm_gradient, _pool, _pool_gradient)
-
-
-__all__ = ["COMPILED"]
+    Numba calls the C library for it, number by number; this becomes vectors.
+    """
+    power = np.float32(-87) if power < np.float32(-87) else power
+    whole = np.floor(power * np.float32(1.4426950408889634) + np.float32(0.5))
+    rest = power - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    value = np.float32(1.9875691500e-4)
+    value = value * rest + np.float32(1.3981999507e-3)
+    value = value * rest + np.float32(8.3334519073e-3)
+    value = value * rest + np.float32(4.1665795894e-2)
+    value = value * rest + np.float32(1.6666665459e-1)
+    value = value * rest + np.float32(5.0000001201e-1)
+    value = value * rest * rest + rest + np.float32(1)
+    exponent = (np.int32(whole) + np.int32(127)) << np.int32(23)
+    return value * np.int32(exponent).view(np.float32)

@@ -3,7 +3,7 @@
 
 At these widths a step of training waits for memory more than it computes, so what counts is how
 often the frames are read and written. :mod:`timnet_hf.fused_timnet` is made of these passes and of
-matrix products; :mod:`timnet_hf.kernels` has the same passes compiled, for one thread of a CPU.
+matrix products; :mod:`timnet_hf.compiled_passes` has the same for a CPU of few threads.
 
 Frames are (streams, frames, batch, size), a mask is (frames, batch, 1) or None, and what belongs to
 a channel is (streams, 1, size). ``factors`` are those of the dropout, (streams, 1, batch, size).
@@ -26,6 +26,7 @@ class Passes(NamedTuple):
     """One way to do them all; :data:`PLAIN` says what each does."""
 
     normalize: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    gate: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     gate_gradient: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     relu_gradient: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     norm_gradient: Callable[..., torch.Tensor]
@@ -61,6 +62,12 @@ def _normalize(
     # The factors are not negative, so they may go through the ReLU.
     scale, shift = scale.unsqueeze(1) * factors, shift.unsqueeze(1) * factors
     return torch.addcmul(shift, values, scale).relu_(), mean, variance
+
+
+def _gate(active: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sigmoid of what is not negative, in its place, and its product with ``hidden``."""
+    gate = active.sigmoid_()
+    return gate, hidden * gate
 
 
 def _gate_gradient(
@@ -174,7 +181,9 @@ def _part(hidden: torch.Tensor) -> int:
 
 
 #: By PyTorch's operations, on any device and in any precision.
-PLAIN = Passes(_normalize, _gate_gradient, _relu_gradient, _norm_gradient, _pool, _pool_gradient)
+PLAIN = Passes(
+    _normalize, _gate, _gate_gradient, _relu_gradient, _norm_gradient, _pool, _pool_gradient
+)
 
 
 __all__ = ["PLAIN", "VARIANCE_FLOOR", "Passes", "moments"]
