@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import librosa
 import numpy as np
@@ -25,10 +26,12 @@ from benchmark_limits import (
 )
 from benchmark_timing import Measure, alternate, make_row, milliseconds
 
-from timnet_hf import TimNetFeatureExtractor, load_audio
+from timnet_hf import TimNetFeatureExtractor, fused_timnet, load_audio
 from timnet_hf.export import export_onnx
+from timnet_hf.fused_timnet import passes_for
 from timnet_hf.memory import keep_freed_memory
 from timnet_hf.onnx_inference import OnnxModel
+from timnet_hf.passes_timnet import PLAIN
 from timnet_hf.prediction import Scorer, TorchScorer, load_model, predict_recordings
 from timnet_hf.recipes import RECIPES
 from timnet_hf.training import build_model
@@ -292,6 +295,31 @@ def training_row(bfloat16: bool) -> Callable[[str, int], Row]:
     return row
 
 
+def fast_row(name: str, rounds: int) -> Row:
+    """One step of the default recipe on its usual crops, with and without compiled passes."""
+    keep_freed_memory()
+    batch, frames, labels = 32, 125, 7
+    features, targets = torch.randn(batch, frames, 39), torch.arange(batch) % labels
+    model = build_model(RECIPES["default"], [str(label) for label in range(labels)]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    assert passes_for(features) is not PLAIN, "the extra `fast` is missing"
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model(features, labels=targets).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def plain() -> None:
+        with patch.object(fused_timnet, "passes_for", lambda _: PLAIN):
+            step()
+
+    times = alternate(milliseconds(step), milliseconds(plain), rounds)
+    limit = 3 * batch * network_flops(model, frames) / gemm_rate()
+    return make_row(name, "the same without the extra `fast`", *times, "ms", 1000 * limit)
+
+
 def bulk_row(name: str, rounds: int) -> Row:
     """A folder of wav files → a table of scores, in seconds of sound a second."""
     from timnet_hf.scoring import score
@@ -333,6 +361,7 @@ ROWS: dict[str, Callable[[str, int], Row]] = {
     "folder of wav files → scores": bulk_row,
     "training step, 64 × 188 frames": training_row(bfloat16=False),
     "training step, 64 × 188 frames, ours in bfloat16": training_row(bfloat16=True),
+    "training step, default recipe": fast_row,
 }
 
 __all__ = ["ROWS", "clip_files", "librosa_features"]
