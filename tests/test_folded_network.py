@@ -13,6 +13,7 @@ import torch
 from timnet_hf import (
     TimNetConfig,
     TimNetForAudioClassification,
+    folded_clip,
     folded_network,
     kernels,
     load_audio,
@@ -125,6 +126,27 @@ def test_answers_as_the_network_does_to_each_clip_alone(
     assert bool(called) == compiled
 
 
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_a_clip_alone_is_read_in_one_call(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the network is of the default recipe's kind, and the clip takes some seconds."""
+    called: list[int] = []
+    read = folded_clip._read
+    monkeypatch.setattr(folded_clip, "_read", lambda *given: called.append(1) or read(*given))
+    model = trained(**config)
+    folded = FoldedTimNet(model)
+    known = model.config.pooling == "statistics" and model.config.kernel_size == 2
+    for length, seconds in ((1, 1), (2, 1), (5, 1), (150, 1), (1_500, 0)):
+        called.clear()
+        (clip,) = clips(length)
+        expected = one_by_one(model, [clip])
+        torch.testing.assert_close(folded([clip]), expected, atol=1e-4, rtol=1e-5)
+        strided = torch.stack((clip, clip), -1)[..., 0]
+        torch.testing.assert_close(folded([strided]), expected, atol=1e-4, rtol=1e-5)
+        assert bool(called) == (known and bool(seconds))
+
+
 @pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])
 def test_a_batch_may_hold_one_clip_or_equal_ones(lengths: tuple[int, ...]) -> None:
     model = trained(**RECIPES["default"].config)
@@ -163,6 +185,7 @@ def test_travels_to_other_processes() -> None:
     fresh = len(pickle.dumps(folded))
     folded(clips(20, 30))
     copy = pickle.loads(pickle.dumps(folded))
+    folded(clips(20))
     assert len(pickle.dumps(folded)) == fresh, "no weight travels twice"
 
     torch.testing.assert_close(copy(clips(20, 30)), folded(clips(20, 30)), atol=0, rtol=0)

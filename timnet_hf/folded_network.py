@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
+    from .folded_clip import ClipReader
     from .modeling_timnet import TimNetForAudioClassification
 
 
@@ -37,8 +38,12 @@ _CACHED = 150_000
 #: Numbers in all scales of a batch that are pooled at once: those of about two clips.
 _SMALL = 400_000
 
+#: Frames · channels of a clip that is read in one compiled call, some seconds of it: it stays in
+#: the innermost cache, and its products are too small for BLAS to start threads.
+_ONE_CALL = 10_000
+
 #: Rows that a bias is repeated for in compiled loops: a few kilobytes.
-_BIAS_ROWS = 32
+BIAS_ROWS = 32
 
 #: One matrix (streams, channels in, channels out) a tap, the newest frame's last, and the bias.
 Taps: TypeAlias = tuple[list[torch.Tensor], torch.Tensor]
@@ -78,10 +83,16 @@ class FoldedTimNet:
             ]
             self.readout, self.offset = _readout(model)
         self._parts: dict[int, list[_Streams]] = {}
+        self._reader: ClipReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the parts: pickled, each would bring all weights along."""
-        return {**self.__dict__, "_parts": {}}
+        """Without parts and reader: pickled, each would bring all weights along."""
+        return {**self.__dict__, "_parts": {}, "_reader": None}
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is of the default recipe's kind: two taps, and statistics are pooled."""
+        return self.statistics and all(len(taps[0]) == 2 for two in self.blocks for _, taps in two)
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -98,29 +109,45 @@ class FoldedTimNet:
         # Like the weights, whatever kind and place of tensors the caller has made the default.
         plain: Any = {"dtype": self.offset.dtype, "device": self.offset.device}
         counts = torch.tensor(counted, **plain)[:, None]
-        shortest, mask = min(counted), None
-        if shortest < longest:
-            step = torch.arange(shortest, longest, **plain)[:, None]
-            mask = (step < counts[:, 0]).to(counts)[:, :, None]  # (frames, clips, 1)
-
-        batch = _Batch(self._rows(clips, counts), counts, shortest, mask)
         kinds, streams = 3 if self.statistics else 1, self.directions * self.members
         pooled = torch.empty(self.num_scales, kinds, streams, count, size, **plain)
+        kernels = _compiled() if counts.device.type == "cpu" else None
+        if kernels and count == 1 and longest * size <= _ONE_CALL and self.is_usual:
+            self._reader = self._reader or _clip_reader(self)
+            self._reader(clips[0], pooled)
+        else:
+            self._read_batch(clips, counts, pooled, kernels)
+        return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
+
+    def _read_batch(
+        self,
+        clips: Sequence[torch.Tensor],
+        counts: torch.Tensor,
+        pooled: torch.Tensor,
+        kernels: ModuleType | None,
+    ) -> None:
+        """Put clips through all streams, so many at a time, each as `_read` does it."""
+        lengths = [len(clip) for clip in clips]
+        shortest, longest, (streams, count, size) = min(lengths), max(lengths), pooled.shape[2:]
+        mask = None
+        if shortest < longest:
+            step = torch.arange(shortest, longest, device=counts.device, dtype=counts.dtype)
+            mask = (step[:, None] < counts[:, 0]).to(counts)[:, :, None]  # (frames, clips, 1)
+        batch = _Batch(self._rows(clips, counts), counts, shortest, mask)
         # Streams meet in the readout only. As many at a time as stay in the processor's cache.
         part = max(1, min(streams, _CACHED // (longest * count * size)))
         # One clip or two: all scales are pooled at once, for the time goes into calls.
         small = pooled[0, 0].numel() * longest * self.num_scales <= _SMALL
         together = self.multi_scale and small
-        if not small and counts.device.type == "cpu" and (kernels := _compiled()):
-            runs = kernels.runs_of(np.arange(longest)[:, None] < np.array(counted), size)
+        if kernels and not small:
+            runs = kernels.runs_of(np.arange(longest)[:, None] < np.array(lengths), size)
             batch = batch._replace(kernels=kernels, runs=runs)
         kept = self.num_scales if together else 1
-        states = torch.empty(kept, part, longest, count, size, **plain)
+        states = counts.new_empty(kept, part, longest, count, size)
         spare = torch.empty_like(states)
         for some in self._in_parts(part):
             width = some.own.stop - some.own.start
             self._read(some, batch, states[:, :width], spare[:, :width], pooled[:, :, some.own])
-        return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
 
     def _rows(self, clips: Sequence[torch.Tensor], counts: torch.Tensor) -> list[torch.Tensor]:
         """What the streams read, (frames · clips, input_size) each, two a direction.
@@ -343,7 +370,7 @@ def _readout(model: TimNetForAudioClassification) -> tuple[torch.Tensor, torch.T
 
 
 def _layer(dilation: int, taps: Taps) -> _Layer:
-    return _Layer(dilation, taps, taps[1].repeat(1, _BIAS_ROWS, 1).flatten(1).cpu().numpy())
+    return _Layer(dilation, taps, taps[1].repeat(1, BIAS_ROWS, 1).flatten(1).cpu().numpy())
 
 
 def _convolve(rows: torch.Tensor, batch: _Batch, layer: _Layer) -> torch.Tensor:
@@ -375,6 +402,12 @@ def _gate(
     return torch.mul(active.sigmoid_(), hidden, out=output)
 
 
+def _clip_reader(network: FoldedTimNet) -> ClipReader:
+    from .folded_clip import ClipReader
+
+    return ClipReader(network)
+
+
 @functools.cache
 def _compiled() -> ModuleType | None:
     try:
@@ -389,4 +422,4 @@ def _lanes(values: torch.Tensor) -> Any:
     return values.view(*values.shape[:-2], -1).numpy()
 
 
-__all__ = ["FoldedTimNet"]
+__all__ = ["BIAS_ROWS", "FoldedTimNet"]
