@@ -63,15 +63,15 @@ def one_by_one(model: TimNetForAudioClassification, batch: list[torch.Tensor]) -
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_defaults_of_the_caller_do_not_reach_the_answers(default: torch.dtype) -> None:
     folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
-    batch = clips(90, 80)
-    expected = folded(batch)
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(default)
-        with torch.device("meta"):
-            assert torch.equal(folded(batch), expected)
-    finally:
-        torch.set_default_dtype(before)
+    for batch in (clips(90, 80), clips(90), clips(*[80] * 9)):
+        expected = folded(batch)
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(default)
+            with torch.device("meta"):
+                assert torch.equal(folded(batch), expected)
+        finally:
+            torch.set_default_dtype(before)
 
 
 def test_logits_of_real_recordings_are_the_networks(emodb_dir: Path) -> None:
@@ -108,7 +108,7 @@ def test_answers_as_the_network_does_to_each_clip_alone(
         gate = kernels.gate
         monkeypatch.setattr(kernels, "gate", lambda *given: called.append(1) or gate(*given))
     else:
-        monkeypatch.setattr(folded_network, "_compiled", lambda: None)
+        monkeypatch.setattr(folded_network, "find_compiled", lambda _: None)
     model = trained(**config)
     batch = clips(1, 2, 7, 64, 90)
     if streams:
@@ -132,12 +132,12 @@ def test_a_clip_alone_is_read_in_one_call(
 ) -> None:
     """Where the network is of the default recipe's kind, and the clip takes some seconds."""
     called: list[int] = []
-    read = folded_clip._read
-    monkeypatch.setattr(folded_clip, "_read", lambda *given: called.append(1) or read(*given))
+    read = kernels.read_clip
+    monkeypatch.setattr(folded_clip, "read_clip", lambda *given: called.append(1) or read(*given))
     model = trained(**config)
     folded = FoldedTimNet(model)
     known = model.config.pooling == "statistics" and model.config.kernel_size == 2
-    for length, seconds in ((1, 1), (2, 1), (5, 1), (150, 1), (1_500, 0)):
+    for length, seconds in ((1, 1), (2, 1), (5, 1), (100, 1), (3_000, 0)):
         called.clear()
         (clip,) = clips(length)
         expected = one_by_one(model, [clip])
@@ -160,11 +160,37 @@ def test_a_batch_may_hold_one_clip_or_equal_ones(lengths: tuple[int, ...]) -> No
 def test_a_constant_input_does_not_drown_in_rounding() -> None:
     """Deviations near zero are what single precision loses first."""
     model = trained(**RECIPES["default"].config)
-    batch = [torch.full((frames, 39), 3.0) for frames in (80, 100)]
+    for count in (1, 2, 12):
+        batch = [torch.full((80 + 10 * number, 39), 3.0) for number in range(count)]
+        torch.testing.assert_close(
+            FoldedTimNet(model)(batch), one_by_one(model, batch), atol=1e-4, rtol=1e-5
+        )
 
-    torch.testing.assert_close(
-        FoldedTimNet(model)(batch), one_by_one(model, batch), atol=1e-4, rtol=1e-5
-    )
+
+@pytest.mark.parametrize("wrong", [torch.zeros(0, 39), torch.zeros(9, 38), torch.zeros(9)])
+def test_what_is_no_clip_is_refused_with_numba_as_without(wrong: torch.Tensor) -> None:
+    model = trained(**SHAPES["default recipe"])
+    for compiled in (True, False):
+        with pytest.raises((RuntimeError, ArithmeticError)):
+            FoldedTimNet(model, compiled)([wrong])
+
+
+def test_loops_on_one_thread_leave_large_batches_to_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
+    batch = clips(*[80] * 9)
+    expected = folded(batch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(kernels, "gate", None)
+    torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_wide_networks_go_without_threads_of_another_library() -> None:
+    """SciPy's BLAS starts its own for large products."""
+    folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
+    assert folded._suits_one_call(torch.zeros(500, 39))
+    assert not folded._suits_one_call(torch.zeros(600, 39))
+    folded = FoldedTimNet(trained(pooling="statistics", hidden_size=128, num_hidden_layers=1))
+    assert not folded._suits_one_call(torch.zeros(78, 39))
 
 
 def test_leaves_model_and_clips_as_they_are() -> None:
@@ -180,12 +206,12 @@ def test_leaves_model_and_clips_as_they_are() -> None:
 
 
 def test_travels_to_other_processes() -> None:
-    model = trained()
+    model = trained(**SHAPES["default recipe"])
     folded = FoldedTimNet(model)
     fresh = len(pickle.dumps(folded))
-    folded(clips(20, 30))
+    for batch in (clips(20, 30), clips(20), clips(*[80] * 9)):
+        folded(batch)
     copy = pickle.loads(pickle.dumps(folded))
-    folded(clips(20))
     assert len(pickle.dumps(folded)) == fresh, "no weight travels twice"
 
     torch.testing.assert_close(copy(clips(20, 30)), folded(clips(20, 30)), atol=0, rtol=0)

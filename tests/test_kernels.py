@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
+import types
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from timnet_hf import TimNetConfig, TimNetForAudioClassification, fused_timnet, kernels
 from timnet_hf.compiled_passes import COMPILED
+from timnet_hf.folded_network import FoldedTimNet
 from timnet_hf.fused_timnet import passes_for
 from timnet_hf.passes_timnet import PLAIN
+from timnet_hf.recipes import RECIPES
 
 STREAMS, FRAMES, BATCH, SIZE = 3, 20, 5, 6
 
@@ -42,7 +47,15 @@ def factors():
     return torch.nn.functional.dropout(torch.ones(STREAMS, 1, BATCH, SIZE), 0.3)
 
 
-MASKS = [None, mask_of(20, 9, 1, 3, 20), mask_of(0, 0, 0, 0, 0), mask_of(20, 20, 20, 20, 20)]
+#: None, of clips, empty, full, in another order in memory, with holes.
+MASKS = [
+    None,
+    mask_of(20, 9, 1, 3, 20),
+    mask_of(0, 0, 0, 0, 0),
+    mask_of(20, 20, 20, 20, 20),
+    mask_of(20, 9, 1, 3, 20).transpose(0, 1).contiguous().transpose(0, 1),
+    (torch.arange(FRAMES * BATCH).view(FRAMES, BATCH, 1) % 3 > 0).float(),
+]
 
 
 def agree(name, *given):
@@ -115,6 +128,13 @@ def test_what_is_no_number_stays_none():
     gate = torch.full_like(values, 0.75)
     active, _, _ = COMPILED.gate_gradient(values, frames(), gate, frames(), factors())
     assert active[0, 3, 2, 1].isnan()
+    active, _, _ = COMPILED.relu_gradient(values.clone(), gate, frames(), factors())
+    assert active[0, 3, 2, 1].isnan()
+    given = (None, factors() + 1, *(channels() for _ in range(3)))
+    assert COMPILED.norm_gradient(frames(), values, *given)[0, 3, 2, 1].isnan()
+    assert COMPILED.pool(values, None, FRAMES, FRAMES - 1)[:, 0, 2, 1].isnan().all()
+    given = torch.randn(3, STREAMS, BATCH, SIZE)
+    assert COMPILED.pool_gradient(values, None, *given)[0, 3, 2, 1].isnan()
 
 
 def test_gates_are_exact_to_the_last_digits_and_know_no_overflow():
@@ -149,13 +169,52 @@ def test_they_are_for_few_threads_of_a_cpu_in_float32():
     assert passes_for(hidden) is PLAIN
 
 
-def test_without_numba_all_works_as_before(monkeypatch):
-    monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delattr("timnet_hf.kernels")
-    for name in ("timnet_hf.compiled_passes", "timnet_hf.kernels"):
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(fused_timnet, "_compiled_passes", fused_timnet._compiled_passes.__wrapped__)
-    assert passes_for(frames()) is PLAIN
+@pytest.fixture
+def no_numba(monkeypatch):
+    """As if the extra were not installed; nothing of what was found before is remembered."""
+    for name in ("compiled_passes", "kernels"):
+        monkeypatch.delattr(f"timnet_hf.{name}")
+        monkeypatch.delitem(sys.modules, f"timnet_hf.{name}")
+    fused_timnet.find_compiled.cache_clear()
+    yield
+    fused_timnet.find_compiled.cache_clear()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_numba_all_works_as_before(no_numba, broken, monkeypatch):
+    model = TimNetForAudioClassification(TimNetConfig(num_labels=4, **RECIPES["default"].config))
+    features, labels = torch.randn(9, 80, 39), torch.arange(9) % 4
+    if broken:  # llvmlite raises OSError where its library does not load
+        finder = types.SimpleNamespace(find_spec=lambda name, *_: name == "numba" and fail())
+        monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "numba"]:
+            monkeypatch.delitem(sys.modules, name)
+        context = pytest.warns(UserWarning, match="numba is installed but does not work")
+    else:
+        monkeypatch.setitem(sys.modules, "numba", None)
+        context = contextlib.nullcontext()
+    with context:
+        model.train()(features, labels=labels).loss.backward()
+        assert passes_for(features) is PLAIN
+        folded = FoldedTimNet(model.eval())
+        for batch in (features, features[:1]):
+            wanted = model(batch).logits
+            assert torch.allclose(folded(list(batch)), wanted, atol=1e-4)
+
+
+def fail():
+    raise OSError("libllvmlite.so: cannot open shared object file")
+
+
+def test_what_watches_operations_sees_them_all():
+    """Tracers would take what a compiled loop writes for a constant."""
+    shape = {"input_size": 7, "hidden_size": 8, "num_hidden_layers": 2, "num_labels": 4}
+    config = TimNetConfig(**shape, hidden_dropout_prob=0.0, classifier_dropout=0.0)
+    model = TimNetForAudioClassification(config).train()
+    features, other = torch.randn(2, 6, 20, 7)
+    with torch.no_grad():
+        traced = make_fx(lambda given: model(given).logits)(features)
+        assert torch.allclose(traced(other), model(other).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "statistics"])

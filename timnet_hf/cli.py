@@ -94,7 +94,8 @@ def predict(
     files = find_audio_files(inputs)
     if not files:
         raise AudioError(f"{', '.join(map(str, inputs))}: no recordings; give files or a folder")
-    scorer = load_scorer(model, speaker=speaker)
+    # Loading compiled loops takes as long as they save in so many recordings.
+    scorer = load_scorer(model, speaker=speaker, compiled=len(files) >= 500)
     if segments:
         timelines = timeline_recordings(files, scorer, window=window, hop=hop, vad=vad)
         failures = render_timelines(timelines, output_format, out, err)

@@ -21,7 +21,7 @@ def _normalize(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     runs, _ = _spans(values, mask)
-    count = max(1.0, values[0, ..., 0].numel() if mask is None else float(mask.sum()))
+    count = float(max(1, values[0, ..., 0].numel() if mask is None else mask.sum()))
     output, mean, variance = values.new_empty(values.shape), *_channel_values(values)
     given = (*map(_channels, (gamma, beta)), _channels(factors), eps)
     kernels.normalize(
@@ -122,7 +122,7 @@ def _spans(values: torch.Tensor, mask: torch.Tensor | None) -> tuple[Any, Any]:
     if mask is None:
         whole = np.stack((np.arange(frames), np.zeros(frames), np.full(frames, batch * size)), 1)
         return whole.astype(np.uint64), np.empty((0, 3), np.uint64)
-    valid = mask.detach().view(frames, batch).numpy() != 0
+    valid = np.ascontiguousarray(mask.detach().view(frames, batch).numpy() != 0)
     return kernels.runs_of(valid, size), kernels.runs_of(~valid, size)
 
 

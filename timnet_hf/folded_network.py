@@ -17,7 +17,6 @@ so it stays zero.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -26,6 +25,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+
+from .fused_timnet import FEW_THREADS, find_compiled
 
 if TYPE_CHECKING:
     from .folded_clip import ClipReader
@@ -38,9 +39,9 @@ _CACHED = 150_000
 #: Numbers in all scales of a batch that are pooled at once: those of about two clips.
 _SMALL = 400_000
 
-#: Frames · channels of a clip that is read in one compiled call, some seconds of it: it stays in
-#: the innermost cache, and its products are too small for BLAS to start threads.
-_ONE_CALL = 10_000
+#: Multiplications of a product in a clip that is read in one compiled call: about ten seconds of
+#: it with the default recipe. BLAS starts threads for larger ones, however many PyTorch may have.
+_ONE_CALL = 500_000
 
 #: Rows that a bias is repeated for in compiled loops: a few kilobytes.
 BIAS_ROWS = 32
@@ -54,6 +55,8 @@ class FoldedTimNet:
 
     Args:
         model: The network; its weights are copied, and it is left as it is.
+        compiled: Use compiled loops, where numba is installed: faster from some hundred clips on,
+            for they take a second to load, and a quarter of a minute the first time of all.
 
     Example:
         >>> import torch
@@ -63,7 +66,7 @@ class FoldedTimNet:
         torch.Size([2, 4])
     """
 
-    def __init__(self, model: TimNetForAudioClassification):
+    def __init__(self, model: TimNetForAudioClassification, compiled: bool = True):
         config, network = model.config, model.timnet
         self.members, self.directions = config.num_members, config.num_directions
         self.centered = config.num_centered_members
@@ -84,15 +87,11 @@ class FoldedTimNet:
             self.readout, self.offset = _readout(model)
         self._parts: dict[int, list[_Streams]] = {}
         self._reader: ClipReader | None = None
+        self.compiled = compiled and self.offset.device.type == "cpu"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without parts and reader: pickled, each would bring all weights along."""
         return {**self.__dict__, "_parts": {}, "_reader": None}
-
-    @property
-    def is_usual(self) -> bool:
-        """Whether it is of the default recipe's kind: two taps, and statistics are pooled."""
-        return self.statistics and all(len(taps[0]) == 2 for two in self.blocks for _, taps in two)
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -104,20 +103,28 @@ class FoldedTimNet:
         Returns:
             Logits (clips, num_labels), as the network gives them for each clip alone.
         """
-        counted = [len(clip) for clip in clips]
-        longest, count, size = max(counted), len(clips), self.embed[1].shape[-1]
+        count, size = len(clips), self.embed[1].shape[-1]
         # Like the weights, whatever kind and place of tensors the caller has made the default.
         plain: Any = {"dtype": self.offset.dtype, "device": self.offset.device}
-        counts = torch.tensor(counted, **plain)[:, None]
+        counts = torch.tensor([len(clip) for clip in clips], **plain)[:, None]
         kinds, streams = 3 if self.statistics else 1, self.directions * self.members
         pooled = torch.empty(self.num_scales, kinds, streams, count, size, **plain)
-        kernels = _compiled() if counts.device.type == "cpu" else None
-        if kernels and count == 1 and longest * size <= _ONE_CALL and self.is_usual:
+        kernels = find_compiled("kernels") if self.compiled else None
+        if kernels and count == 1 and self._suits_one_call(clips[0]):
             self._reader = self._reader or _clip_reader(self)
             self._reader(clips[0], pooled)
         else:
-            self._read_batch(clips, counts, pooled, kernels)
+            few = torch.get_num_threads() <= FEW_THREADS
+            self._read_batch(clips, counts, pooled, kernels if few else None)
         return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
+
+    def _suits_one_call(self, clip: torch.Tensor) -> bool:
+        """Whether `ClipReader` takes the clip: with two taps, where statistics are pooled."""
+        if not self.statistics or any(len(taps[0]) != 2 for two in self.blocks for _, taps in two):
+            return False
+        inputs, size = self.embed[0][0].shape[1:]
+        whole = clip.ndim == 2 and clip.dtype == torch.float32 and clip.shape[1] == inputs
+        return whole and 0 < len(clip) * size * max(inputs, size) <= _ONE_CALL
 
     def _read_batch(
         self,
@@ -406,15 +413,6 @@ def _clip_reader(network: FoldedTimNet) -> ClipReader:
     from .folded_clip import ClipReader
 
     return ClipReader(network)
-
-
-@functools.cache
-def _compiled() -> ModuleType | None:
-    try:
-        from . import kernels
-    except ImportError:
-        return None
-    return kernels
 
 
 def _lanes(values: torch.Tensor) -> Any:

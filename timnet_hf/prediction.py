@@ -77,17 +77,29 @@ class TorchScorer:
 
     The network is put into evaluation mode.
 
+    Args:
+        model: The network.
+        extractor: Its feature extractor.
+        compiled: See `FoldedTimNet`.
+
     Attributes:
         labels: Names of the labels, in the order of the probabilities.
         sampling_rate: Rate of the waveforms, in Hz.
         num_samples: Length to which waveforms are padded or cropped, or None.
     """
 
-    def __init__(self, model: TimNetForAudioClassification, extractor: TimNetFeatureExtractor):
+    def __init__(
+        self,
+        model: TimNetForAudioClassification,
+        extractor: TimNetFeatureExtractor,
+        compiled: bool = True,
+    ):
         from .folded_network import FoldedTimNet
 
         self.model, self.extractor = model.eval(), extractor
-        self.network = FoldedTimNet(model)  # the same answers in less than half of the time
+        self.network = FoldedTimNet(
+            model, compiled
+        )  # the same answers in less than half of the time
         names: Any = model.config.id2label
         self.labels = [str(names[index]) for index in range(len(names))]
         self.sampling_rate: int = extractor.sampling_rate
@@ -113,6 +125,7 @@ def load_scorer(
     name: str | Path | None = None,
     revision: str | None = None,
     speaker: str | Path | None = None,
+    compiled: bool = True,
 ) -> Scorer:
     """Load what `load_model` loads, or a file that ``timnet export`` wrote.
 
@@ -122,6 +135,7 @@ def load_scorer(
         name: See `load_model`.
         revision: Branch, tag or commit on the Hub.
         speaker: The profile of an enrolled voice; then every recording is taken to be of it.
+        compiled: See `FoldedTimNet`.
 
     Raises:
         ModelError: There is no such model, or it is broken, or it cannot be adapted to a voice.
@@ -140,7 +154,7 @@ def load_scorer(
     model, extractor = load_model(name, revision)
     if speaker is not None:
         model, extractor = model.adapted_to(speaker), extractor.adapted_to(speaker)
-    return TorchScorer(model, extractor)
+    return TorchScorer(model, extractor, compiled)
 
 
 def enroll(

@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the library's own convention)
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .passes_timnet import PLAIN, Passes
 
 if TYPE_CHECKING:
     from .layers_timnet import TimNetCausalLayer
+
+
+#: As many may PyTorch have for compiled loops, which run on one, to be used in its place.
+FEW_THREADS = 2
 
 
 def is_plain(hidden: torch.Tensor) -> bool:
@@ -34,19 +40,25 @@ def passes_for(hidden: torch.Tensor) -> Passes:
     """The compiled passes where they are faster and there: with numba installed, on few threads.
 
     PyTorch shares its own operations out among its threads; with two of them the compiled passes,
-    on one, are still faster or as fast.
+    on one, are still faster or as fast. What watches PyTorch's operations must see them.
     """
     here = type(hidden) is torch.Tensor and hidden.device.type == "cpu"
-    suits = here and hidden.dtype == torch.float32 and torch.get_num_threads() <= 2
-    return (_compiled_passes() or PLAIN) if suits else PLAIN
+    watched = torch.jit.is_tracing() or is_in_torch_dispatch_mode()  # type: ignore[attr-defined]
+    suits = here and hidden.dtype == torch.float32 and torch.get_num_threads() <= FEW_THREADS
+    found = find_compiled("compiled_passes") if suits and not watched else None
+    return PLAIN if found is None else found.COMPILED
 
 
 @functools.cache
-def _compiled_passes() -> Passes | None:
-    """The compiled passes, or None without the extra ``fast``, or outside the package."""
+def find_compiled(name: str) -> Any | None:
+    """A module of the package that needs numba, or None without it, or outside the package."""
     try:
-        return importlib.import_module(".compiled_passes", __package__).COMPILED
-    except ImportError:
+        return importlib.import_module(f".{name}", __package__)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:
+        text = f"numba is installed but does not work, so all goes without: {error}"
+        warnings.warn(text, stacklevel=2)
         return None
 
 
@@ -227,4 +239,11 @@ def _counts(
     return mask.sum(0).clamp(min=1), mask[1:].sum(0).clamp(min=1)
 
 
-__all__ = ["FusedStatistics", "fused_block", "is_plain", "passes_for"]
+__all__ = [
+    "FEW_THREADS",
+    "FusedStatistics",
+    "find_compiled",
+    "fused_block",
+    "is_plain",
+    "passes_for",
+]
