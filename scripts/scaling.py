@@ -33,6 +33,7 @@ from timnet_hf.audio import find_audio_files, mono_blocks  # noqa: E402
 from timnet_hf.crossvalidation import write_json  # noqa: E402
 from timnet_hf.decoding import open_recording  # noqa: E402
 from timnet_hf.folded_network import FoldedTimNet  # noqa: E402
+from timnet_hf.fused_timnet import find_compiled  # noqa: E402
 from timnet_hf.memory import keep_freed_memory  # noqa: E402
 from timnet_hf.prediction import load_model, predict_files  # noqa: E402
 from timnet_hf.provenance import versions  # noqa: E402
@@ -99,6 +100,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
             for one, two in zip(workers[1], workers[2], strict=True)
         ),
         "bytes_per_row": workers[1][0]["bytes_per_row"],
+        "compiled": find_compiled("kernels") is not None,
         "machine": {
             "cores": os.cpu_count(),
             "load_average": statistics.median(loads),
@@ -180,6 +182,7 @@ def render(report: dict[str, Any]) -> str:
         "rounds": str(report["rounds"]),
         "cores": str(report["machine"]["cores"]),
         "load": f"{report['machine']['load_average']:.1f}",
+        "numba": "with" if report.get("compiled") else "without",
         "gflops": f"{report['machine']['gemm_gflops']:.0f}",
         "torch": report["versions"]["torch"],
         "stages": "\n".join(
