@@ -26,6 +26,7 @@ from unittest.mock import patch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import research_parts as parts
 import research_voices as voices
 import soundfile
 import torch
@@ -256,6 +257,14 @@ def in_rooms(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np
     return (heard + level * noise).astype(np.float32)
 
 
+def in_noise(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np.ndarray:
+    """With pink noise at 5 to 30 dB."""
+    spectrum = np.fft.rfft(random.standard_normal(len(waveform)))
+    noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(waveform))
+    level = waveform.std() / noise.std() * 10 ** (-random.uniform(5, 30) / 20)
+    return (waveform + level * noise).astype(np.float32)
+
+
 def through_codecs(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np.ndarray:
     """Through MP3 or Vorbis at a low rate."""
     form, kind = [("MP3", None), ("OGG", "VORBIS")][random.integers(2)]
@@ -285,6 +294,8 @@ def versions(change: str, extractor: Any, store: FeatureStore, cache: Path) -> F
                 used = extractor
                 if change == "rooms":
                     waveform = in_rooms(waveform, extractor.sampling_rate, random)
+                elif change == "noise":
+                    waveform = in_noise(waveform, extractor.sampling_rate, random)
                 elif change == "codecs":
                     waveform = through_codecs(waveform, extractor.sampling_rate, random)
                 else:  # the vocal tract: all bands moved by up to a tenth
@@ -310,12 +321,16 @@ IDEAS: dict[str, Callable[[], dict[str, Any]]] = {
     "sharpness-aware-0.05": lambda: sharpness_aware(0.05),
     "adversarial-0.1": lambda: adversarial(0.1),
     "contrastive-0.2": lambda: contrastive(0.2),
+    "noise": dict,
     "rooms": dict,
     "codecs": dict,
     "vocal-tract": dict,
     "from-emodb": lambda: started_from("timnet-emodb"),
     "three-together": dict,
     "three-distilled": dict,
+    "masked-frames": dict,
+    **parts.PARTS,
+    **dict.fromkeys(parts.INPUTS, dict),
 }
 
 
@@ -352,15 +367,23 @@ def judge(idea: str, measure: str, data_dir: Path, cache: Path, seed: int) -> di
     arguments = {**RECIPE.arguments, **ARGUMENTS.get(idea, {})}
     recipe = dataclasses.replace(RECIPE, arguments=arguments)
     extractor, store = features_of(recipe, SPEEDS, data_dir, cache)
-    if idea in ("rooms", "codecs", "vocal-tract"):
+    if idea in ("noise", "rooms", "codecs", "vocal-tract"):
         store = versions(idea, extractor, store, cache)
         speeds = (*SPEEDS, *(CHANGED + speed for speed in SPEEDS))
         augmentation = dataclasses.replace(recipe.augmentation, speeds=speeds)
         recipe = dataclasses.replace(recipe, augmentation=augmentation)
+    if idea in parts.INPUTS:
+        store = parts.widened(idea, extractor, store)
+        voices.microphones = parts.widened_microphones
+        size = store.original[0].shape[1]
+        recipe = dataclasses.replace(recipe, config={**recipe.config, "input_size": size})
+    changes = IDEAS[idea]()
+    if idea == "masked-frames":
+        changes = parts.masked_frames(recipe, extractor, data_dir)
     voices.train_on = taught(idea) if idea.startswith("three-") else train_on
     voices.score = ask_together if idea == "three-together" else score
     run = voices.RUNS[measure]
-    with patched(IDEAS[idea]()):
+    with patched(changes):
         figures = run(recipe, extractor, store, seed)
     seconds = round(time.time() - started)
     return {"seed": seed, **figures, "seconds": seconds, "recipe": recipe.to_dict()}
