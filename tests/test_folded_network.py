@@ -104,6 +104,7 @@ def test_answers_as_the_network_does_to_each_clip_alone(
 ) -> None:
     """However many streams are put through at a time, with compiled loops or without."""
     called: list[int] = []
+    monkeypatch.setattr(folded_network, "_ONE_CALL", 0)
     if compiled:
         gate = kernels.gate
         monkeypatch.setattr(kernels, "gate", lambda *given: called.append(1) or gate(*given))
@@ -127,24 +128,32 @@ def test_answers_as_the_network_does_to_each_clip_alone(
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_a_clip_alone_is_read_in_one_call(
+def test_short_clips_are_read_in_one_call_each(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the network is of the default recipe's kind, and the clip takes some seconds."""
+    """Where the network is of the default recipe's kind, and all clips take some seconds."""
     called: list[int] = []
     read = kernels.read_clip
     monkeypatch.setattr(folded_clip, "read_clip", lambda *given: called.append(1) or read(*given))
     model = trained(**config)
     folded = FoldedTimNet(model)
     known = model.config.pooling == "statistics" and model.config.kernel_size == 2
-    for length, seconds in ((1, 1), (2, 1), (5, 1), (100, 1), (3_000, 0)):
+    for lengths, calls in (
+        ((1,), 1),
+        ((2,), 1),
+        ((5,), 1),
+        ((31, 32, 33, 64, 65), 5),
+        ((100, 1), 2),
+        ((3_000,), 0),
+        ((90, 3_000), 0),
+    ):
         called.clear()
-        (clip,) = clips(length)
-        expected = one_by_one(model, [clip])
-        torch.testing.assert_close(folded([clip]), expected, atol=1e-4, rtol=1e-5)
-        strided = torch.stack((clip, clip), -1)[..., 0]
-        torch.testing.assert_close(folded([strided]), expected, atol=1e-4, rtol=1e-5)
-        assert bool(called) == (known and bool(seconds))
+        batch = clips(*lengths)
+        expected = one_by_one(model, batch)
+        torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
+        assert len(called) == calls * known
+        strided = [torch.stack((clip, clip), -1)[..., 0] for clip in batch]
+        torch.testing.assert_close(folded(strided), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])
@@ -187,8 +196,8 @@ def test_loops_on_one_thread_leave_large_batches_to_many(monkeypatch: pytest.Mon
 def test_wide_networks_go_without_threads_of_another_library() -> None:
     """SciPy's BLAS starts its own for large products."""
     folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
-    assert folded._suits_one_call(torch.zeros(500, 39))
-    assert not folded._suits_one_call(torch.zeros(600, 39))
+    assert folded._suits_one_call(torch.zeros(700, 39))
+    assert not folded._suits_one_call(torch.zeros(800, 39))
     folded = FoldedTimNet(trained(pooling="statistics", hidden_size=128, num_hidden_layers=1))
     assert not folded._suits_one_call(torch.zeros(78, 39))
 

@@ -7,12 +7,12 @@ the number of calls, and here it is one. Products are those of SciPy's BLAS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .folded_network import BIAS_ROWS
 from .kernels import read_clip
 
 if TYPE_CHECKING:
@@ -29,26 +29,35 @@ class ClipReader:
     def __init__(self, network: FoldedTimNet):
         (embed,), embed_bias = network.embed
         layers = [layer for block in network.blocks for layer in block]
+        taps = torch.stack([torch.cat(matrices, dim=1) for _, (matrices, _) in layers])
         inner = [network.multi_scale] * (len(network.blocks) - 1)
         is_scale = np.array([network.pool_input, *inner, True])
+        self.directions = network.directions
+        self.pooled = (int(is_scale.sum()), 3, *embed_bias.shape[::2])
         self.weights: tuple[Any, ...] = (
             network.members,
             network.centered,
-            embed.numpy(),
+            embed.mT.contiguous().numpy(),
             embed_bias.flatten(1).numpy(),
-            np.stack([taps[1].numpy() for _, (taps, _) in layers]),
-            np.stack([taps[0].numpy() for _, (taps, _) in layers]),
-            np.stack([bias.repeat(1, BIAS_ROWS, 1).flatten(1).numpy() for _, (_, bias) in layers]),
+            taps.mT.contiguous().numpy(),
+            np.stack([bias.flatten(1).numpy() for _, (_, bias) in layers]),
             np.array([dilation for dilation, _ in layers]),
             np.where(is_scale, np.cumsum(is_scale) - 1, -1),
         )
 
-    def __call__(self, clip: torch.Tensor, pooled: torch.Tensor) -> None:
-        """Read normalised features (frames, input_size).
+    def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What `FoldedTimNet._statistics` makes of normalised features (frames, input_size) each.
 
-        Writes what `FoldedTimNet._pool` does, (scales, 3, streams, 1, channels), into ``pooled``.
+        Returns:
+            (clips, scales · pooled_size).
         """
-        read_clip(clip.contiguous().numpy(), *self.weights, pooled.squeeze(3).numpy())
+        pooled = np.empty((len(clips), *self.pooled), np.float32)
+        for clip, own in zip(clips, pooled, strict=True):
+            rows = clip.numpy().T
+            views = np.empty((self.directions, *rows.shape), np.float32)
+            views[0], views[1:] = rows, rows[:, ::-1]
+            read_clip(views, *self.weights, own)
+        return torch.from_numpy(pooled).flatten(1)
 
 
 __all__ = ["ClipReader"]

@@ -39,9 +39,10 @@ _CACHED = 150_000
 #: Numbers in all scales of a batch that are pooled at once: those of about two clips.
 _SMALL = 400_000
 
-#: Multiplications of a product in a clip that is read in one compiled call: about ten seconds of
-#: it with the default recipe. BLAS starts threads for larger ones, however many PyTorch may have.
-_ONE_CALL = 500_000
+#: Multiplications of a product in a clip that is read in one compiled call: about twelve seconds
+#: of it with the default recipe. OpenBLAS has a quick way for products below a million, and starts
+#: threads for larger ones, however many PyTorch may have.
+_ONE_CALL = 900_000
 
 #: Rows that a bias is repeated for in compiled loops: a few kilobytes.
 BIAS_ROWS = 32
@@ -85,6 +86,8 @@ class FoldedTimNet:
                 for pair in layers
             ]
             self.readout, self.offset = _readout(model)
+        two_taps = all(len(taps[0]) == 2 for two in self.blocks for _, taps in two)
+        self._is_usual = self.statistics and two_taps
         self._parts: dict[int, list[_Streams]] = {}
         self._reader: ClipReader | None = None
         self.compiled = compiled and self.offset.device.type == "cpu"
@@ -103,39 +106,34 @@ class FoldedTimNet:
         Returns:
             Logits (clips, num_labels), as the network gives them for each clip alone.
         """
-        count, size = len(clips), self.embed[1].shape[-1]
+        few = torch.get_num_threads() <= FEW_THREADS
+        kernels = find_compiled("kernels") if self.compiled else None
+        if kernels and (few or len(clips) == 1) and all(map(self._suits_one_call, clips)):
+            self._reader = self._reader or _clip_reader(self)
+            statistics = self._reader(clips)
+        else:
+            statistics = self._read_batch(clips, kernels if few else None)
+        return torch.addmm(self.offset, statistics, self.readout)
+
+    def _suits_one_call(self, clip: torch.Tensor) -> bool:
+        """Whether `ClipReader` takes the clip."""
+        inputs, size = self.embed[0][0].shape[1:]
+        whole = clip.ndim == 2 and clip.dtype == torch.float32 and clip.shape[1] == inputs
+        small = 0 < len(clip) * size * max(inputs, 2 * size) <= _ONE_CALL
+        return self._is_usual and whole and small
+
+    def _read_batch(
+        self, clips: Sequence[torch.Tensor], kernels: ModuleType | None
+    ) -> torch.Tensor:
+        """What `_statistics` makes of clips, put through so many streams at a time by `_read`."""
         # Like the weights, whatever kind and place of tensors the caller has made the default.
         plain: Any = {"dtype": self.offset.dtype, "device": self.offset.device}
         counts = torch.tensor([len(clip) for clip in clips], **plain)[:, None]
         kinds, streams = 3 if self.statistics else 1, self.directions * self.members
+        count, size = len(clips), self.embed[1].shape[-1]
         pooled = torch.empty(self.num_scales, kinds, streams, count, size, **plain)
-        kernels = find_compiled("kernels") if self.compiled else None
-        if kernels and count == 1 and self._suits_one_call(clips[0]):
-            self._reader = self._reader or _clip_reader(self)
-            self._reader(clips[0], pooled)
-        else:
-            few = torch.get_num_threads() <= FEW_THREADS
-            self._read_batch(clips, counts, pooled, kernels if few else None)
-        return torch.addmm(self.offset, self._statistics(pooled, counts), self.readout)
-
-    def _suits_one_call(self, clip: torch.Tensor) -> bool:
-        """Whether `ClipReader` takes the clip: with two taps, where statistics are pooled."""
-        if not self.statistics or any(len(taps[0]) != 2 for two in self.blocks for _, taps in two):
-            return False
-        inputs, size = self.embed[0][0].shape[1:]
-        whole = clip.ndim == 2 and clip.dtype == torch.float32 and clip.shape[1] == inputs
-        return whole and 0 < len(clip) * size * max(inputs, size) <= _ONE_CALL
-
-    def _read_batch(
-        self,
-        clips: Sequence[torch.Tensor],
-        counts: torch.Tensor,
-        pooled: torch.Tensor,
-        kernels: ModuleType | None,
-    ) -> None:
-        """Put clips through all streams, so many at a time, each as `_read` does it."""
         lengths = [len(clip) for clip in clips]
-        shortest, longest, (streams, count, size) = min(lengths), max(lengths), pooled.shape[2:]
+        shortest, longest = min(lengths), max(lengths)
         mask = None
         if shortest < longest:
             step = torch.arange(shortest, longest, device=counts.device, dtype=counts.dtype)
@@ -155,6 +153,7 @@ class FoldedTimNet:
         for some in self._in_parts(part):
             width = some.own.stop - some.own.start
             self._read(some, batch, states[:, :width], spare[:, :width], pooled[:, :, some.own])
+        return self._statistics(pooled, counts)
 
     def _rows(self, clips: Sequence[torch.Tensor], counts: torch.Tensor) -> list[torch.Tensor]:
         """What the streams read, (frames · clips, input_size) each, two a direction.

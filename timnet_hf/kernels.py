@@ -23,6 +23,9 @@ from typing import Any
 import numba
 import numpy as np
 
+#: Added to a variance before its root is taken, as in `passes_timnet`.
+VARIANCE_FLOOR = np.float32(1e-6)
+
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile when first called; sums may be reordered, but NaN stays NaN."""
@@ -289,59 +292,92 @@ def _exponential(power):
 
 
 @compiled
-def read_clip(
-    clip, members, centered, embed, embed_bias, newest, older, biases, dilations, places, pooled
-):
+def read_clip(views, members, centered, embed, embed_bias, taps, biases, dilations, places, pooled):
     """Put one clip through every stream of a folded network; two layers are a block.
 
-    Arrays are clip (frames, inputs), embed (streams, inputs, size) and its bias (streams, size),
-    taps (layers, streams, size, size), biases (layers, streams, rows · size), dilations (layers,),
-    and the place of each state in pooled (scales, 3, streams, size), -1 for none.
+    Here a lane is a frame: a state is (size, frames), small enough for the innermost cache. Above
+    the rows that a layer reads stands what they were one dilation ago, so a layer is one product.
+
+    Arrays are views (directions, inputs, frames), the clip as each direction reads it; embed
+    (streams, size, inputs) and its bias (streams, size); taps (layers, streams, size, 2 · size),
+    biases (layers, streams, size) and dilations (layers,); and the place of each state in pooled
+    (scales, 3, streams, size), -1 for none.
     """
-    frames, inputs = clip.shape
+    frames = views.shape[2]
     streams, size = embed_bias.shape
-    runs = np.empty((frames, 3), np.uint64)
-    for frame in range(frames):
-        runs[frame] = (frame, 0, size)
-    frames_of = np.full(size, frames, np.float32)
-    mean = np.empty((1, size), np.float32)
-    squares, changes = np.empty_like(mean), np.empty_like(mean)
-    middle = np.zeros(inputs, np.float32)
-    for frame in range(frames):
-        for channel in range(inputs):
-            middle[channel] += clip[frame, channel]
-    for channel in range(inputs):
-        middle[channel] /= frames
-    view = np.empty((frames, inputs), np.float32)
-    hidden = np.empty((frames, size), np.float32)
+    states = np.empty((2 * size, frames), np.float32)
+    middle = np.empty((2 * size, frames), np.float32)
+    active = np.empty((size, frames), np.float32)
+    hidden = states[size:]
     for stream in range(streams):
-        taken = np.float32(1 if stream % members < centered else 0)
-        for frame in range(frames):
-            read = frame if stream < members else frames - 1 - frame
-            for channel in range(inputs):
-                view[frame, channel] = clip[read, channel] - taken * middle[channel]
-        np.dot(view, embed[stream], hidden)
-        for frame in range(frames):
-            for channel in range(size):
-                hidden[frame, channel] += embed_bias[stream, channel]
+        np.dot(embed[stream], views[stream // members], hidden)
+        _shift_rows(hidden, embed_bias[stream], stream % members < centered)
         for state in range(len(places)):
             if state > 0:
-                active = hidden
-                for layer in range(2 * state - 2, 2 * state):
-                    shift = min(dilations[layer], frames)
-                    product = np.dot(active, newest[layer, stream])
-                    before = np.dot(active[: frames - shift], older[layer, stream])
-                    activate(
-                        product.reshape(1, -1),
-                        before.reshape(1, -1),
-                        biases[layer, stream].reshape(1, -1),
-                    )
-                    active = product
+                first, second = 2 * state - 2, 2 * state - 1
+                _delay_rows(states, dilations[first])
+                np.dot(taps[first, stream], states, middle[size:])
+                _activate_rows(middle[size:], biases[first, stream])
+                _delay_rows(middle, dilations[second])
+                np.dot(taps[second, stream], middle, active)
+                _activate_rows(active, biases[second, stream])
                 gate(active.reshape(-1), hidden.reshape(-1))
-            scale = places[state]
-            if scale >= 0:
-                pool(hidden.reshape(1, frames, size), runs, frames_of, mean, squares, changes)
-                for channel in range(size):
-                    pooled[scale, 0, stream, channel] = mean[0, channel]
-                    pooled[scale, 1, stream, channel] = squares[0, channel]
-                    pooled[scale, 2, stream, channel] = changes[0, channel]
+            if places[state] >= 0:
+                _pool_rows(hidden, pooled[places[state]], stream)
+
+
+@compiled
+def _shift_rows(rows, bias, from_mean):
+    """Add a bias to each row, in the place of its mean if ``from_mean``."""
+    size, frames = rows.shape
+    for channel in range(size):
+        mean = np.float32(0)
+        if from_mean:
+            for frame in range(frames):
+                mean += rows[channel, frame]
+            mean /= np.float32(frames)
+        change = bias[channel] - mean
+        for frame in range(frames):
+            rows[channel, frame] += change
+
+
+@compiled
+def _delay_rows(rows, dilation):
+    """Into the upper half of the rows: the lower ones, later; zeros come in at the start."""
+    size, frames = len(rows) // 2, rows.shape[1]
+    shift = np.uint64(min(dilation, frames))
+    left = np.uint64(frames) - shift
+    for channel in range(size):
+        for frame in range(shift):
+            rows[channel, frame] = 0
+        for frame in range(left):
+            rows[channel, frame + shift] = rows[size + channel, frame]
+
+
+@compiled
+def _activate_rows(rows, bias):
+    """Add a bias to each row, and ReLU."""
+    zero = np.float32(0)
+    for channel in range(rows.shape[0]):
+        for frame in range(rows.shape[1]):
+            value = rows[channel, frame] + bias[channel]
+            rows[channel, frame] = zero if value <= zero else value
+
+
+@compiled
+def _pool_rows(rows, pooled, stream):
+    """Mean, deviation and mean absolute change of each row, into (3, streams, size)."""
+    size, frames = rows.shape
+    last = np.uint64(frames - 1)
+    for channel in range(size):
+        mean, squares, changes = np.float32(0), np.float32(0), np.float32(0)
+        for frame in range(last):
+            mean += rows[channel, frame]
+            changes += abs(rows[channel, frame + np.uint64(1)] - rows[channel, frame])
+        mean = (mean + rows[channel, last]) / np.float32(frames)
+        for frame in range(frames):
+            distance = rows[channel, frame] - mean
+            squares += distance * distance
+        pooled[0, stream, channel] = mean
+        pooled[1, stream, channel] = np.sqrt(squares / np.float32(frames) + VARIANCE_FLOOR)
+        pooled[2, stream, channel] = changes / np.float32(max(frames - 1, 1))
