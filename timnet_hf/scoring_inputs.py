@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from .audio import natural_key
 from .scoring_listing import (
+    LISTED,
     PATH_COLUMNS,
     ScoringError,
     free_name,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 #: Names of a Parquet file's column of audio.
 AUDIO_COLUMNS = ("audio", *PATH_COLUMNS)
 
-_READ_ROWS = 8  # recordings of a Parquet file held at a time
+_READ_ROWS = 8  # recordings of given Parquet held at a time
 _BUFFER = 2**20
 
 
@@ -93,6 +94,7 @@ class Inputs:
         shards: All rows of all tables, each in one shard.
         sha256: Checksum of the input: names and the manifest's other columns; of Parquet that is
             given, sizes and times. Of the recordings themselves it knows nothing.
+        listed: Whether the table is a listing, so the recordings are names of files.
     """
 
     tables: tuple[str, ...]
@@ -100,6 +102,7 @@ class Inputs:
     carried: tuple[str, ...]
     shards: tuple[Shard, ...]
     sha256: str
+    listed: bool
 
     @property
     def rows(self) -> int:
@@ -157,7 +160,7 @@ def open_inputs(
             "`timnet predict` for single recordings"
         )
     digest = write_listing(rows, columns, folder, listing, shard_size)
-    inputs = _table_inputs([listing], "file", shard_size, digest)
+    inputs = _table_inputs([listing], LISTED, shard_size, digest, listed=True)
     if not inputs.rows:
         raise ScoringError(f"{source}: holds no rows")
     return inputs
@@ -167,7 +170,7 @@ def read_items(inputs: Inputs, shard: Shard) -> Iterator[Item]:
     """Read a shard's recordings one by one, in order; a row that cannot be read is an item too."""
     table = inputs.tables[shard.table]
     for index, row in enumerate(_rows(inputs, shard), start=shard.first):
-        number = f"#{index}" if inputs.audio == "file" else f"{Path(table).name}#{index}"
+        number = f"#{index}" if inputs.listed else f"{Path(table).name}#{index}"
         if isinstance(row, str):
             yield Item(index, number, None, row)
             continue
@@ -175,7 +178,7 @@ def read_items(inputs: Inputs, shard: Shard) -> Iterator[Item]:
         if isinstance(source, dict):
             inner = source.get("path")
             source = source["bytes"] if source.get("bytes") is not None else inner
-        if inputs.audio == "file" and isinstance(source, bytes):
+        if inputs.listed and isinstance(source, bytes):
             source = os.fsdecode(source)  # a listing's names, whatever bytes they hold
         elif isinstance(source, str):
             inner, source = inner or source, os.path.join(os.path.dirname(table), source)
@@ -191,10 +194,12 @@ def _rows(inputs: Inputs, shard: Shard) -> Iterator[dict[str, Any] | str]:
 
     columns = [inputs.audio, *(["path"] if "path" in inputs.carried else [])]
     read = 0
+    # Content is large; names are not, and a call for a few of them takes longer than they do.
+    together = shard.rows if inputs.listed else _READ_ROWS
     try:
         table = inputs.tables[shard.table]
         with pq.ParquetFile(table, buffer_size=_BUFFER, pre_buffer=False) as file:
-            for batch in file.iter_batches(_READ_ROWS, range(*shard.groups), columns):
+            for batch in file.iter_batches(together, range(*shard.groups), columns):
                 try:
                     rows: list[dict[str, Any] | str] = batch.to_pylist()
                 except UnicodeDecodeError:  # which of them it is, one has to try
@@ -298,7 +303,7 @@ def _audio_column(table: Path, schema: pa.Schema, wanted: str | None) -> str:
 
 
 def _table_inputs(
-    tables: Sequence[Path], audio: str, shard_size: int | None, digest: str
+    tables: Sequence[Path], audio: str, shard_size: int | None, digest: str, listed: bool = False
 ) -> Inputs:
     """Join neighbouring row groups up to the size of a shard."""
     import pyarrow.parquet as pq
@@ -321,7 +326,7 @@ def _table_inputs(
                 total += rows
     carried = tuple(field.name for field in schema if field.name != audio and _is_plain(field.type))
     paths = tuple(os.path.abspath(path) for path in tables)
-    return Inputs(paths, audio, carried, tuple(shards), digest)
+    return Inputs(paths, audio, carried, tuple(shards), digest, listed)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 #: Names of a manifest's column of recordings.
 PATH_COLUMNS = ("path", "file_name")
 
+#: The listing's column of files.
+LISTED = "file"
+
 #: Recordings in a shard, unless told: enough to be worth a file, and no more than a few minutes'
 #: work, so that every core has some and little is lost in a crash.
 _SMALLEST_SHARD, _LARGEST_SHARD, _USUAL_SHARDS = 32, 1024, 64
@@ -114,9 +117,9 @@ def write_listing(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if "file" in columns:  # the listing's own column; the user's may not be lost over it
-        columns = [free_name(name, columns) if name == "file" else name for name in columns]
-    schema = pa.schema([("file", pa.binary()), *((name, pa.string()) for name in columns)])
+    if LISTED in columns:  # the listing's own column; the user's may not be lost over it
+        columns = [free_name(name, columns) if name == LISTED else name for name in columns]
+    schema = pa.schema([(LISTED, pa.binary()), *((name, pa.string()) for name in columns)])
     digest = hashlib.sha256(json.dumps([folder, *columns]).encode())
     temporary = listing.with_name(f".{listing.name}.tmp")
     with pq.ParquetWriter(temporary, schema) as writer:
@@ -129,7 +132,7 @@ def write_listing(
                 digest.update(json.dumps(list(values.values())).encode())
                 file = _file_name(folder, values["path"])
                 # A name may hold bytes that are no text: the file is found by the bytes.
-                table.append({"file": file, **{key: _shown(text) for key, text in values.items()}})
+                table.append({LISTED: file, **{key: _shown(text) for key, text in values.items()}})
             writer.write_table(pa.Table.from_pylist(table, schema), row_group_size=len(table))
     os.replace(temporary, listing)
     return digest.hexdigest()
@@ -160,6 +163,7 @@ def free_name(name: str, taken: Iterable[str]) -> str:
 
 
 __all__ = [
+    "LISTED",
     "PATH_COLUMNS",
     "ScoringError",
     "free_name",
