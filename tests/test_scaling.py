@@ -81,8 +81,6 @@ def test_a_measurement_is_consistent(
 
 
 def test_bulk_scoring_is_a_thousand_times_real_time(report: dict[str, Any]) -> None:
-    """What is on record, not what this machine does just now; shards and table come on top."""
-    bulk = report["times_real_time_per_core"]["in bulk"]
-    assert bulk > 1_000
+    """What is on record, not what this machine does just now."""
     for run in report["workers"].values():
-        assert 3600 / run["cpu_seconds_per_audio_hour"] > 0.9 * bulk
+        assert 3600 / run["cpu_seconds_per_audio_hour"] > 1_000

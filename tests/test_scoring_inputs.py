@@ -247,6 +247,15 @@ class TestParquet:
 
             assert [(item.path, item.source) for item in found] == [("x", b"one"), ("y", b"two")]
 
+    def test_content_may_be_in_a_column_called_file(self, tmp_path: Path, listing: Path) -> None:
+        """Listings have one of that name for names of files."""
+        source = self.write(tmp_path / "t.parquet", file=[b"one", b"two"], id=[7, 8])
+
+        found = items(open_inputs(source, listing))
+
+        assert [item.source for item in found] == [b"one", b"two"]
+        assert [item.path for item in found] == ["t.parquet#0", "t.parquet#1"]
+
     def test_text_is_a_path(self, tmp_path: Path, listing: Path) -> None:
         source = self.write(tmp_path / "t.parquet", path=["x.wav"], id=[7])
 
