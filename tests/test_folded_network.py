@@ -29,6 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "three taps": {"kernel_size": 3, "num_hidden_layers": 4},
     "one tap": {"kernel_size": 1, "num_hidden_layers": 2},
     "statistics, one stream": {"pooling": "statistics", "bidirectional": False},
+    "statistics, one scale": {"pooling": "statistics", "multi_scale": False, "hidden_size": 9},
     "members": {"num_members": 3, "hidden_size": 8, "pooling": "statistics", "pool_input": True},
     "members, mean": {"num_members": 2, "hidden_size": 8},
     "centered members": {"num_members": 3, "num_centered_members": 2, "hidden_size": 8},
@@ -60,6 +61,14 @@ def one_by_one(model: TimNetForAudioClassification, batch: list[torch.Tensor]) -
     return torch.cat([model(clip[None]).logits for clip in batch])
 
 
+@pytest.fixture(params=["in one call each", "in batches"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short clips are read in one compiled call each, or as long ones are."""
+    if request.param == "in batches":
+        monkeypatch.setattr(folded_network, "_ONE_CALL", 0)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_defaults_of_the_caller_do_not_reach_the_answers(default: torch.dtype) -> None:
     folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
@@ -156,7 +165,8 @@ def test_short_clips_are_read_in_one_call_each(
         torch.testing.assert_close(folded(strided), expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), (1, 1)])
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("lengths", [(1,), (40,), (50, 50, 50), [80] * 9, (1, 1)])
 def test_a_batch_may_hold_one_clip_or_equal_ones(lengths: tuple[int, ...]) -> None:
     model = trained(**RECIPES["default"].config)
     batch = clips(*lengths)
@@ -166,6 +176,7 @@ def test_a_batch_may_hold_one_clip_or_equal_ones(lengths: tuple[int, ...]) -> No
     )
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_constant_input_does_not_drown_in_rounding() -> None:
     """Deviations near zero are what single precision loses first."""
     model = trained(**RECIPES["default"].config)
@@ -184,20 +195,27 @@ def test_what_is_no_clip_is_refused_with_numba_as_without(wrong: torch.Tensor) -
             FoldedTimNet(model, compiled)([wrong])
 
 
+@pytest.mark.parametrize("shape", ["paper", "default recipe"])
+def test_a_batch_of_nothing_is_refused(shape: str) -> None:
+    with pytest.raises(ValueError):
+        FoldedTimNet(trained(**SHAPES[shape]))([])
+
+
 def test_loops_on_one_thread_leave_large_batches_to_many(monkeypatch: pytest.MonkeyPatch) -> None:
     folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
     batch = clips(*[80] * 9)
     expected = folded(batch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(kernels, "gate", None)
+    monkeypatch.setattr(folded_clip, "read_clip", None)
     torch.testing.assert_close(folded(batch), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_wide_networks_go_without_threads_of_another_library() -> None:
     """SciPy's BLAS starts its own for large products."""
     folded = FoldedTimNet(trained(**SHAPES["default recipe"]))
-    assert folded._suits_one_call(torch.zeros(700, 39))
-    assert not folded._suits_one_call(torch.zeros(800, 39))
+    assert folded._suits_one_call(torch.zeros(430, 39))
+    assert not folded._suits_one_call(torch.zeros(460, 39))
     folded = FoldedTimNet(trained(pooling="statistics", hidden_size=128, num_hidden_layers=1))
     assert not folded._suits_one_call(torch.zeros(78, 39))
 
@@ -214,6 +232,7 @@ def test_leaves_model_and_clips_as_they_are() -> None:
     assert all(bool((one == other).all()) for one, other in zip(batch, copies, strict=True))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_travels_to_other_processes() -> None:
     model = trained(**SHAPES["default recipe"])
     folded = FoldedTimNet(model)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .kernels import read_clip
+from .passes_timnet import VARIANCE_FLOOR
 
 if TYPE_CHECKING:
     from .folded_network import FoldedTimNet
@@ -43,6 +44,7 @@ class ClipReader:
             np.stack([bias.flatten(1).numpy() for _, (_, bias) in layers]),
             np.array([dilation for dilation, _ in layers]),
             np.where(is_scale, np.cumsum(is_scale) - 1, -1),
+            np.float32(VARIANCE_FLOOR),
         )
 
     def __call__(self, clips: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -39,13 +39,13 @@ _CACHED = 150_000
 #: Numbers in all scales of a batch that are pooled at once: those of about two clips.
 _SMALL = 400_000
 
-#: Multiplications of a product in a clip that is read in one compiled call: about twelve seconds
-#: of it with the default recipe. OpenBLAS has a quick way for products below a million, and starts
-#: threads for larger ones, however many PyTorch may have.
-_ONE_CALL = 900_000
+#: Multiplications of a product in a clip that is read in one compiled call: about eight seconds of
+#: it with the default recipe. OpenBLAS starts threads above 2^19 of them, however many PyTorch may
+#: have, unless the processor has AVX-512.
+_ONE_CALL = 500_000
 
 #: Rows that a bias is repeated for in compiled loops: a few kilobytes.
-BIAS_ROWS = 32
+_BIAS_ROWS = 32
 
 #: One matrix (streams, channels in, channels out) a tap, the newest frame's last, and the bias.
 Taps: TypeAlias = tuple[list[torch.Tensor], torch.Tensor]
@@ -108,7 +108,8 @@ class FoldedTimNet:
         """
         few = torch.get_num_threads() <= FEW_THREADS
         kernels = find_compiled("kernels") if self.compiled else None
-        if kernels and (few or len(clips) == 1) and all(map(self._suits_one_call, clips)):
+        alone = few or len(clips) == 1
+        if kernels and clips and alone and all(map(self._suits_one_call, clips)):
             self._reader = self._reader or _clip_reader(self)
             statistics = self._reader(clips)
         else:
@@ -376,7 +377,7 @@ def _readout(model: TimNetForAudioClassification) -> tuple[torch.Tensor, torch.T
 
 
 def _layer(dilation: int, taps: Taps) -> _Layer:
-    return _Layer(dilation, taps, taps[1].repeat(1, BIAS_ROWS, 1).flatten(1).cpu().numpy())
+    return _Layer(dilation, taps, taps[1].repeat(1, _BIAS_ROWS, 1).flatten(1).cpu().numpy())
 
 
 def _convolve(rows: torch.Tensor, batch: _Batch, layer: _Layer) -> torch.Tensor:
@@ -419,4 +420,4 @@ def _lanes(values: torch.Tensor) -> Any:
     return values.view(*values.shape[:-2], -1).numpy()
 
 
-__all__ = ["BIAS_ROWS", "FoldedTimNet"]
+__all__ = ["FoldedTimNet"]

@@ -23,9 +23,6 @@ from typing import Any
 import numba
 import numpy as np
 
-#: Added to a variance before its root is taken, as in `passes_timnet`.
-VARIANCE_FLOOR = np.float32(1e-6)
-
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile when first called; sums may be reordered, but NaN stays NaN."""
@@ -292,7 +289,9 @@ def _exponential(power):
 
 
 @compiled
-def read_clip(views, members, centered, embed, embed_bias, taps, biases, dilations, places, pooled):
+def read_clip(
+    views, members, centered, embed, embed_bias, taps, biases, dilations, places, floor, pooled
+):
     """Put one clip through every stream of a folded network; two layers are a block.
 
     Here a lane is a frame: a state is (size, frames), small enough for the innermost cache. Above
@@ -301,7 +300,7 @@ def read_clip(views, members, centered, embed, embed_bias, taps, biases, dilatio
     Arrays are views (directions, inputs, frames), the clip as each direction reads it; embed
     (streams, size, inputs) and its bias (streams, size); taps (layers, streams, size, 2 · size),
     biases (layers, streams, size) and dilations (layers,); and the place of each state in pooled
-    (scales, 3, streams, size), -1 for none.
+    (scales, 3, streams, size), -1 for none. ``floor`` is added to variances.
     """
     frames = views.shape[2]
     streams, size = embed_bias.shape
@@ -323,7 +322,7 @@ def read_clip(views, members, centered, embed, embed_bias, taps, biases, dilatio
                 _activate_rows(active, biases[second, stream])
                 gate(active.reshape(-1), hidden.reshape(-1))
             if places[state] >= 0:
-                _pool_rows(hidden, pooled[places[state]], stream)
+                _pool_rows(hidden, floor, pooled[places[state]], stream)
 
 
 @compiled
@@ -365,7 +364,7 @@ def _activate_rows(rows, bias):
 
 
 @compiled
-def _pool_rows(rows, pooled, stream):
+def _pool_rows(rows, floor, pooled, stream):
     """Mean, deviation and mean absolute change of each row, into (3, streams, size)."""
     size, frames = rows.shape
     last = np.uint64(frames - 1)
@@ -379,5 +378,5 @@ def _pool_rows(rows, pooled, stream):
             distance = rows[channel, frame] - mean
             squares += distance * distance
         pooled[0, stream, channel] = mean
-        pooled[1, stream, channel] = np.sqrt(squares / np.float32(frames) + VARIANCE_FLOOR)
+        pooled[1, stream, channel] = np.sqrt(squares / np.float32(frames) + floor)
         pooled[2, stream, channel] = changes / np.float32(max(frames - 1, 1))
