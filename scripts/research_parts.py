@@ -26,7 +26,7 @@ from timnet_hf.audio import load_audio, resample
 from timnet_hf.corpora import load_corpus
 from timnet_hf.feature_store import FeatureStore, compute_features
 from timnet_hf.layers_timnet import VARIANCE_FLOOR
-from timnet_hf.mfcc_timnet import analysis_window, as_samples, band_power, mel_filters
+from timnet_hf.mfcc_timnet import analysis_window, as_samples
 from timnet_hf.recipes import Recipe
 
 build_model = training.build_model
@@ -200,22 +200,14 @@ def voice_quality(clip: np.ndarray, waveform: np.ndarray, extractor: Any) -> np.
     jitter, shimmer = (np.concatenate(([0.0], one)) for one in changes)
     flatness = np.log(power).mean(1) - np.log(power.mean(1))
     columns = np.stack((10 * np.log10(peak / (1 - peak)), jitter, shimmer, flatness), 1)
-    return columns[_speech(samples, extractor)][: len(clip)].astype(np.float32)
+    return columns[_kept(clip, samples, extractor)].astype(np.float32)
 
 
-def _speech(samples: np.ndarray, extractor: Any) -> slice:
-    """The frames that the extractor keeps of a recording, see its `extract`."""
-    window = analysis_window(extractor.win_length, extractor.n_fft)
-    mel = mel_filters(
-        extractor.sampling_rate,
-        extractor.n_fft,
-        extractor.num_mel_bins,
-        extractor.min_frequency,
-        extractor.max_frequency,
-    )
-    loudness = band_power(samples, window, extractor.hop_length, mel).sum(1)
-    (speech,) = np.nonzero(loudness > loudness.max() * 10 ** (-extractor.trim_db / 10))
-    return slice(speech[0], speech[-1] + 1)
+def _kept(clip: np.ndarray, waveform: np.ndarray, extractor: Any) -> slice:
+    """Which frames of a recording the extractor keeps: those that stand in the clip."""
+    whole = type(extractor)(**{**extractor.to_dict(), "trim_db": None}).extract(waveform)
+    start = int(np.abs(whole.numpy() - clip[0]).sum(1).argmin())
+    return slice(start, start + len(clip))
 
 
 #: Idea → the columns that stand beside a recording's coefficients (frames, columns).
