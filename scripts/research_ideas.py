@@ -243,26 +243,22 @@ def distilled(teachers: list[Any], share: float, temperature: float) -> dict[str
 CHANGED = 100.0
 
 
+def in_noise(waveform: np.ndarray, random: np.random.Generator, least: float) -> np.ndarray:
+    """With pink noise that is ``least`` to 30 dB below the recording."""
+    spectrum = np.fft.rfft(random.standard_normal(len(waveform)))
+    noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(waveform))
+    level = waveform.std() / noise.std() * 10 ** (-random.uniform(least, 30) / 20)
+    return (waveform + level * noise).astype(np.float32)
+
+
 def in_rooms(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np.ndarray:
-    """Through a room of 0.2 to 0.8 s reverberation, with pink noise at 10 to 30 dB."""
+    """Through a room of 0.2 to 0.8 s reverberation, with some noise."""
     seconds = random.uniform(0.2, 0.8)
     times = np.arange(int(rate * seconds)) / rate
     tail = random.standard_normal(len(times)) * 10 ** (-3 * times / seconds)
     tail *= 10 ** random.uniform(-1.5, -0.5) / np.linalg.norm(tail)
     tail[0] += 1
-    heard = fftconvolve(waveform, tail)[: len(waveform)]
-    spectrum = np.fft.rfft(random.standard_normal(len(heard)))
-    noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(heard))
-    level = heard.std() / noise.std() * 10 ** (-random.uniform(10, 30) / 20)
-    return (heard + level * noise).astype(np.float32)
-
-
-def in_noise(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np.ndarray:
-    """With pink noise at 5 to 30 dB."""
-    spectrum = np.fft.rfft(random.standard_normal(len(waveform)))
-    noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(waveform))
-    level = waveform.std() / noise.std() * 10 ** (-random.uniform(5, 30) / 20)
-    return (waveform + level * noise).astype(np.float32)
+    return in_noise(fftconvolve(waveform, tail)[: len(waveform)], random, 10)
 
 
 def through_codecs(waveform: np.ndarray, rate: int, random: np.random.Generator) -> np.ndarray:
@@ -295,7 +291,7 @@ def versions(change: str, extractor: Any, store: FeatureStore, cache: Path) -> F
                 if change == "rooms":
                     waveform = in_rooms(waveform, extractor.sampling_rate, random)
                 elif change == "noise":
-                    waveform = in_noise(waveform, extractor.sampling_rate, random)
+                    waveform = in_noise(waveform, random, 5)
                 elif change == "codecs":
                     waveform = through_codecs(waveform, extractor.sampling_rate, random)
                 else:  # the vocal tract: all bands moved by up to a tenth

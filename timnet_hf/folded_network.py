@@ -12,7 +12,8 @@ A batch lies time-major, one matrix a stream, whose rows are ::
 Then a tap of a causal convolution is one matrix product of all rows, and its dilation a shift by
 whole rows: nothing is copied, padded or unfolded. Clips of a batch are about equally long. What
 fills up the shorter ones is set to zero behind the first layer; a block multiplies its input,
-so it stays zero.
+so it stays zero. Where loops can be compiled, short clips go one by one instead, see
+:mod:`timnet_hf.folded_clip`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .fused_timnet import FEW_THREADS, find_compiled
+from .passes_timnet import VARIANCE_FLOOR
 
 if TYPE_CHECKING:
     from .folded_clip import ClipReader
@@ -270,7 +272,7 @@ class FoldedTimNet:
     def _statistics(self, pooled: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """What `_pool` has summed up, as (clips, scales · pooled_size). See TimNetPooling."""
         if self.statistics:
-            pooled[:, 1].div_(counts).add_(1e-6).sqrt_()
+            pooled[:, 1].div_(counts).add_(VARIANCE_FLOOR).sqrt_()
             pooled[:, 2].div_((counts - 1).clamp_(min=1))
         else:
             pooled = pooled.unflatten(2, (self.directions, -1)).sum(2)
