@@ -8,11 +8,16 @@ answers are compared with the original's, and results/channels.json tells how of
 is the same and how far the probabilities are apart ::
 
     python scripts/channels.py --data-dir ../shared/data --corpus emodb
+    python scripts/channels.py --data-dir ../shared/data --corpus ravdess --every 3 \
+        --output results/channels-unheard.json
+
+A model is surer of the recordings it learned, so the second line asks about such that it did not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +36,7 @@ import torchaudio
 
 from timnet_hf.corpora import load_corpus
 from timnet_hf.crossvalidation import write_json
-from timnet_hf.prediction import TorchScorer, load_model, predict_recordings
+from timnet_hf.prediction import CHECKPOINTS, TorchScorer, load_model, predict_recordings
 from timnet_hf.provenance import versions
 
 RESULTS = Path(__file__).absolute().parents[1] / "results" / "channels.json"
@@ -161,24 +166,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--corpus", default="emodb")
-    parser.add_argument("--model", default=None, help="by default the shipped timnet-emodb")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take each Nth recording")
+    parser.add_argument("--model", default="timnet-emodb", choices=["timnet-emodb", "timnet-multi"])
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    paths = list(load_corpus(options.corpus, options.data_dir)["path"])
+    paths = list(load_corpus(options.corpus, options.data_dir)["path"])[:: options.every]
     model, extractor = load_model(options.model)
+    record = json.loads((CHECKPOINTS / options.model / "training_record.json").read_text())
     told = measure(paths, TorchScorer(model, extractor))
     write_json(
         options.output,
         {
             "corpus": options.corpus,
             "n_files": len(paths),
-            "model": options.model or "timnet-emodb",
+            "model": options.model,
+            "learned": options.corpus in record["corpus"].split("-"),
+            "model_trained": record["started"],
             "must": {"same_label_percent": AGREEMENT, "mean_difference": DIFFERENCE},
             "falls_short": short_of(told),
             "versions": told,
             "command": f"python scripts/channels.py --corpus {options.corpus} "
-            f"--data-dir {options.data_dir.name}",
+            f"--data-dir {options.data_dir.name} --every {options.every} --model {options.model}",
             "software": versions(),
         },
     )

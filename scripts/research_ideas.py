@@ -39,8 +39,9 @@ from transformers import Trainer, TrainerCallback
 
 from timnet_hf import training
 from timnet_hf.audio import load_audio, resample
+from timnet_hf.corpora import load_corpus
 from timnet_hf.evaluation import score
-from timnet_hf.feature_store import FeatureStore
+from timnet_hf.feature_store import FeatureStore, compute_features
 from timnet_hf.prediction import load_model
 from timnet_hf.recipes import Recipe
 
@@ -325,6 +326,7 @@ IDEAS: dict[str, Callable[[], dict[str, Any]]] = {
     "three-together": dict,
     "three-distilled": dict,
     "masked-frames": dict,
+    "masked-own-frames": dict,
     **parts.PARTS,
     **dict.fromkeys(parts.INPUTS, dict),
 }
@@ -339,9 +341,12 @@ IDEAS |= dict.fromkeys(ARGUMENTS, IDEAS["from-emodb"])
 
 
 def taught(idea: str) -> Callable[..., Any]:
-    """How one fold is learned: three times, and asked together or distilled."""
+    """How one fold is learned: three times, and asked together or distilled, or gaps first."""
 
     def run(store: FeatureStore, rows: Any, recipe: Recipe, extractor: Any, seed: int) -> Any:
+        if idea == "masked-own-frames":
+            with patched(parts.masked_frames(recipe, extractor, store, rows)):
+                return train_on(store, rows, recipe, extractor, seed)
         results = [train_on(store, rows, recipe, extractor, 100 * seed + n) for n in range(3)]
         models = [one.model.eval() for one in results]
         if idea == "three-together":
@@ -375,8 +380,9 @@ def judge(idea: str, measure: str, data_dir: Path, cache: Path, seed: int) -> di
         recipe = dataclasses.replace(recipe, config={**recipe.config, "input_size": size})
     changes = IDEAS[idea]()
     if idea == "masked-frames":
-        changes = parts.masked_frames(recipe, extractor, data_dir)
-    voices.train_on = taught(idea) if idea.startswith("three-") else train_on
+        other = compute_features(load_corpus("emodb", data_dir), extractor, SPEEDS)
+        changes = parts.masked_frames(recipe, extractor, other, np.arange(len(other)))
+    voices.train_on = taught(idea) if idea.startswith(("three-", "masked-own")) else train_on
     voices.score = ask_together if idea == "three-together" else score
     run = voices.RUNS[measure]
     with patched(changes):

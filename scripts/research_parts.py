@@ -17,14 +17,12 @@ import research_voices as voices
 import torch
 import torch.nn.functional as F  # noqa: N812
 from research import normalized
-from research_variants import SPEEDS
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from timnet_hf import training
 from timnet_hf.audio import load_audio, resample
-from timnet_hf.corpora import load_corpus
-from timnet_hf.feature_store import FeatureStore, compute_features
+from timnet_hf.feature_store import FeatureStore
 from timnet_hf.layers_timnet import VARIANCE_FLOOR
 from timnet_hf.mfcc_timnet import analysis_window, as_samples
 from timnet_hf.recipes import Recipe
@@ -120,15 +118,18 @@ def averaged_weights(epochs: int, floor: float) -> dict[str, Any]:
 
 
 def masked_frames(
-    recipe: Recipe, extractor: Any, data_dir: Any, epochs: int = 40, share: float = 0.3
+    recipe: Recipe,
+    extractor: Any,
+    store: FeatureStore,
+    rows: np.ndarray,
+    steps: int = 640,
+    share: float = 0.3,
 ) -> dict[str, Any]:
-    """Start from weights that have learned to fill gaps in EMO-DB's recordings, without labels.
+    """Start from weights that have learned to fill gaps in these recordings, without labels.
 
     About ``share`` of the frames are blanked out in runs of eight; a linear layer on both
     directions' last block guesses them.
     """
-    store = compute_features(load_corpus("emodb", data_dir), extractor, SPEEDS)
-    rows = np.arange(len(store))
     torch.manual_seed(0)
     model = build_model(recipe, store.label_names).train()
     network, size = model.timnet, model.config.input_size
@@ -137,12 +138,11 @@ def masked_frames(
     data = training.AugmentedSet(
         store, rows, normalized(extractor, store, rows), recipe.augmentation
     )
-    steps = epochs * (len(store) // 32)
     optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     losses = []
     for _ in range(steps):
-        batch = training.collate(data.__getitems__(torch.randperm(len(store))[:32].tolist()))
+        batch = training.collate(data.__getitems__(torch.randperm(len(rows))[:32].tolist()))
         values, mask = batch["input_values"], batch.get("attention_mask")
         starts = (torch.rand(*values.shape[:2]) < share / 8).float()
         hidden = F.max_pool1d(F.pad(starts[:, None], (7, 0)), 8, 1).squeeze(1).bool()

@@ -37,7 +37,7 @@ def main() -> None:
             arguments.output / name,
             seed=SEED,
             resume=arguments.resume,
-            calibration=1,
+            calibration=4,
             command=f"python scripts/train_checkpoints.py {name}",
         )
         print(folder)

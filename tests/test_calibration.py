@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from timnet_hf.calibration import fit_temperature, inner_temperature
+from timnet_hf.calibration import fit_temperature, fitted_record, inner_temperature
 from timnet_hf.evaluation import softmax
 from timnet_hf.feature_store import FeatureStore
 from timnet_hf.protocols import Fold
@@ -32,6 +32,17 @@ def test_the_temperature_that_the_labels_were_drawn_with_is_found(true_temperatu
     fitted = fit_temperature(logits, labels)
     assert fitted == pytest.approx(true_temperature, rel=0.1)
     assert expected_calibration_error(softmax(logits, fitted), labels) < 0.03
+
+
+def test_what_it_did_to_the_calibration_is_noted():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 3, (4000, 5))
+    labels = (softmax(logits, 3.0).cumsum(1) > generator.random((4000, 1))).argmax(1)
+    record = fitted_record(logits, labels)
+    assert record["temperature"] == fit_temperature(logits, labels) and record["recordings"] == 4000
+    before = expected_calibration_error(softmax(logits), labels)
+    assert record["ece_uncalibrated"] == pytest.approx(before, abs=1e-4) and before > 0.2
+    assert record["ece"] < 0.03
 
 
 def test_a_temperature_at_the_end_of_its_range_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -232,6 +232,19 @@ def test_a_fitted_temperature_is_stated() -> None:
     assert "fitted on held-out speakers (1 of 4 inner folds)" in told
 
 
+def test_what_the_temperature_did_to_recordings_held_out_is_told() -> None:
+    found = {"recordings": 1975, "ece_uncalibrated": 0.1234, "ece": 0.0321}
+    told = " ".join(card(LOSO, record={**RECORD, "held_out": found}, temperature=1.25).split())
+    assert "the 1,975 recordings" in told and "calibration error from 0.123 to 0.032" in told
+    assert "recordings of theirs" not in card(LOSO, temperature=1.25)
+
+
+@pytest.mark.parametrize(("temperature", "told"), [(0.6, "surer, and no more"), (1.7, "less sure")])
+def test_what_the_temperature_does_elsewhere_is_told(temperature: float, told: str) -> None:
+    text = card(*LEFT_OUT, record=JOINED, temperature=temperature)
+    assert f"probabilities there are {told}" in " ".join(text.split())
+
+
 def test_the_calibration_error_is_given_without_and_with_a_temperature() -> None:
     plain = " ".join(card(LOSO).split())
     assert "error of the plain softmax is 0.071 (0 is perfect)." in plain
@@ -327,6 +340,25 @@ def test_a_table_says_where_the_plain_baseline_wins(tmp_path: Path) -> None:
         )
         assert (f"**{remark} the plain SVC in WAR**" in table) is bool(remark)
         assert ("plain SVC in" in table) is bool(remark)
+
+
+def test_the_baseline_of_the_papers_features_is_told_from_that_of_ours(tmp_path: Path) -> None:
+    baselines = {"svc": {"uar": 70.11, "war": 71.78}}
+    reports = [{**KFOLD, "baselines": baselines, "recipe": name} for name in ("default", "paper")]
+    table = render_results_table(write_results(tmp_path, *reports), "emodb")
+    assert table.count("plain SVC on MFCC statistics |") == 1
+    assert table.count("plain SVC on the paper's MFCC statistics |") == 1
+
+
+def test_a_table_says_what_its_intervals_are_drawn_from(tmp_path: Path) -> None:
+    table = render_results_table(write_results(tmp_path, KFOLD), "emodb")
+    assert "interval of recordings drawn anew" in table and "whole speakers" not in table
+    wider = {**LOSO, "recipe": "default", "uar": {**FIGURES, "ci95_speakers": [77.77, 88.88]}}
+    table = render_results_table(write_results(tmp_path, wider), "emodb")
+    assert "new to `default`: 77.8 to 88.9 (*leave one speaker out*)" in table
+    headline = " ".join(card(wider).split())
+    assert "95 % interval over speakers 77.77 to 88.88" in headline
+    assert "95 % interval over recordings 78.05" in " ".join(card(KFOLD).split())
 
 
 def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(
@@ -467,6 +499,8 @@ def test_a_table_says_what_an_ablation_lacks_and_gives_its_folds_one_baseline(
     assert f"- *{recipe}-{ablation}*: the network of `{recipe}` with " in table
     assert table.count(f"*{recipe}-{ablation}*") == 1
     assert table.count("plain SVC on MFCC statistics") == 1
+    reports[1]["baselines"] = {"svc": {"uar": 70.0, "war": 71.7}}  # made on another machine
+    assert render_results_table(write_results(tmp_path, *reports), "emodb") == table
     alone = render_results_table(write_results(tmp_path / "new", reports[0]), "emodb")
     assert f"-{ablation}" not in alone
 
@@ -527,10 +561,19 @@ def test_the_table_of_channels_shows_what_was_measured_or_says_that_nothing_was(
     measured = {
         "n_files": 535,
         "corpus": "emodb",
+        "learned": True,
         "model": "timnet-emodb",
         "versions": {"mp3, 128 kbit/s": told},
     }
     (tmp_path / "channels.json").write_text(json.dumps(measured))
     filled = fill_channels(text, tmp_path)
-    assert "| mp3, 128 kbit/s | 99.44 | 0.0012 |" in filled and "535 recordings" in filled
+    assert "| mp3, 128 kbit/s | 99.44 | 0.0012 |" in filled
+    assert "`timnet-emodb` asked about 535 recordings of EMO-DB, which it learned:" in filled
+    other = {"same_label_percent": 94.6, "mean_difference": 0.0115}
+    unheard = {**measured, "n_files": 480, "corpus": "ravdess", "learned": False}
+    unheard["versions"] = {"mp3, 128 kbit/s": other}
+    (tmp_path / "channels-unheard.json").write_text(json.dumps(unheard))
+    filled = fill_channels(text, tmp_path)
+    assert "| mp3, 128 kbit/s | 99.44 | 0.0012 | 94.60 | 0.0115 |" in filled
+    assert "and about 480 recordings of RAVDESS, none of which it ever heard:" in filled
     assert "old" not in filled and fill_channels(filled, tmp_path) == filled

@@ -235,6 +235,7 @@ class TestCorpora:
         ended = timnet("corpora")
 
         assert ended.status == 0
+        assert "emodb  http://emodb.bilderbar.info" in ended.out
         for name in ("casia", "emodb", "emovo", "iemocap", "ravdess", "savee"):
             assert name in ended.out
 

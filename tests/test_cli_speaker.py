@@ -47,6 +47,14 @@ def test_an_enrolled_voice_changes_the_answer(timnet: Timnet, tmp_path: Path) ->
 def test_a_name_cannot_lead_out_of_the_folder(timnet: Timnet, tmp_path: Path) -> None:
     assert timnet("enroll", "voice", "--name", "../../anna").status == 0
     assert (tmp_path / "anna.json").is_file()
+    assert timnet("enroll", "voice", "--name", "..").status == 0
+    assert (tmp_path / "speaker.json").is_file()
+
+
+def test_a_voice_without_a_name_is_refused(timnet: Timnet, tmp_path: Path) -> None:
+    ended = timnet("enroll", "voice", "--name", " ")
+    assert ended.status == 2 and "--name: is empty" in ended.err
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_silence_and_no_recording_are_refused_by_name(timnet: Timnet, tmp_path: Path) -> None:

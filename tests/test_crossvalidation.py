@@ -102,6 +102,7 @@ class TestRun:
         assert record["seed"] == 0
         assert record["n_train"] == 8
         assert record["labels"] == LABELS
+        assert {"code", "numba", "torch"} <= set(record["versions"])
         assert record["rows"] == [0, 3, 6, 9]
         assert record["files"] == ["0.wav", "3.wav", "6.wav", "9.wav"]
         assert record["speakers"] == ["a", "b", "a", "b"]

@@ -226,7 +226,10 @@ class TestTrainToFolder:
 
         config = load_model(folder)[0].config
         assert config.apply_temperature and config.temperature != 1.0
-        assert json.loads((folder / "training_record.json").read_text())["calibration"] == 1
+        record = json.loads((folder / "training_record.json").read_text())
+        assert record["calibration"] == 1
+        assert set(record["held_out"]) == {"recordings", "ece_uncalibrated", "ece"}
+        assert 0 < record["held_out"]["recordings"] < record["data"]["files"]
         assert f"temperature of {config.temperature:.3f}" in (folder / "README.md").read_text()
         calibrated, plain = (load_file(path / "model.safetensors") for path in (folder, trained))
         assert all(torch.equal(calibrated[name], plain[name]) for name in plain)
@@ -241,7 +244,7 @@ class TestTrainToFolder:
         with pytest.raises(KeyboardInterrupt):
             train_to_folder(data, RECIPE, tmp_path, calibration=1, progress=stop)
         fitted = json.loads((tmp_path / "trainer" / "temperature.json").read_text())
-        monkeypatch.setattr(timnet_hf.calibration, "inner_temperature", pytest.fail)
+        monkeypatch.setattr(timnet_hf.calibration, "held_out_logits", pytest.fail)
 
         train_to_folder(data, RECIPE, tmp_path, calibration=1, resume=True)
 
@@ -357,13 +360,16 @@ class TestCrossValidation:
         assert resumed["seeds"] == [0, 1]
 
     def test_fewer_seeds_do_not_shrink_a_report(self, data: Data, tmp_path: Path) -> None:
-        folder, both = cross_validate(data, tmp_path, seeds=(0, 1))
-        _, report = cross_validate(data, tmp_path, seeds=(0,))
-        assert report == both and report["seeds"] == [0, 1]
+        three, one = "timnet cross-validate --seeds 3 --jobs 1", "timnet cross-validate --jobs 1"
+        folder, all_three = cross_validate(data, tmp_path, seeds=(0, 1, 2), command=three)
+        _, report = cross_validate(data, tmp_path, seeds=(0,), command=one)
+        assert report["command"] == "timnet cross-validate --jobs 1 --seeds 3"
+        assert {**report, "command": three} == all_three and report["seeds"] == [0, 1, 2]
 
+        # The command makes so many seeds from the first on, so none is left out between.
         (folder / "folds" / "seed-1" / "speaker-b.json").unlink()
-        _, report = cross_validate(data, tmp_path, seeds=(0,))
-        assert report["seeds"] == [0]
+        _, report = cross_validate(data, tmp_path, seeds=(0,), command=one)
+        assert report["seeds"] == [0] and report["command"] == one
 
     @pytest.mark.parametrize(
         "option", [{"protocol": "kfold"}, {"n_folds": 3}, {"group_by": "room"}]

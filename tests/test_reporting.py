@@ -113,7 +113,8 @@ class TestBuildReport:
             "per_speaker",
         } <= set(report)
         for name in ("uar", "war"):
-            assert set(report[name]) == {"pooled", "fold_mean", "fold_std", "ci95", "per_seed"}
+            figures = {"pooled", "fold_mean", "fold_std", "ci95", "ci95_speakers", "per_seed"}
+            assert set(report[name]) == figures
         json.dumps(report, allow_nan=False)
 
     def test_says_what_was_run(self, report: dict[str, Any]) -> None:
@@ -279,6 +280,14 @@ class TestBootstrap:
 
         assert low < war(self.references, self.predictions) < high
 
+    def test_of_whole_speakers_is_as_wide_as_they_differ(self) -> None:
+        references = np.arange(40) % 2
+        predictions = np.where(np.arange(40) < 20, references, 1 - references)  # one all, one none
+        low, high = bootstrap_interval(war, references, predictions)
+        assert 30 < low < 50 < high < 70
+        speakers = ["heard"] * 20 + ["unheard"] * 20
+        assert bootstrap_interval(war, references, predictions, speakers) == [0.0, 100.0]
+
     def test_has_no_width_where_nothing_varies(self) -> None:
         assert bootstrap_interval(war, self.references, self.references) == [100.0, 100.0]
 
@@ -301,6 +310,27 @@ class TestWriteReport:
         }
         assert all(f"({name})" in text for name in pictures)
 
+    def test_speakers_that_other_folds_learn_from_are_not_drawn_anew(
+        self, folds: list[dict[str, Any]]
+    ) -> None:
+        for record in folds:
+            record["speakers"] = ["a", "a", "b", "b"]
+        assert "ci95_speakers" not in build_report(PLAN, folds)["uar"]
+        for record in folds:
+            record["speakers"] = [None] * 4
+        assert "ci95_speakers" not in build_report(PLAN, folds)["uar"]
+
+    def test_what_a_speaker_never_says_is_told(self, folds: list[dict[str, Any]]) -> None:
+        assert build_report(PLAN, folds)["labels_not_spoken"] == {}
+        for record in folds:
+            if record["fold"] == "speaker-b":
+                record["references"] = [1, 1, 1, 2]
+
+        report = build_report(PLAN, folds)
+
+        assert report["labels_not_spoken"] == {"b": ["angry"]}
+        assert "Speaker b has no recording of angry:" in render_report(report)
+
     def test_markdown_shows_the_figures_of_the_json(self, report: dict[str, Any]) -> None:
         text = render_report(report)
 
@@ -315,6 +345,9 @@ class TestWriteReport:
             f"{report['baselines']['linear']['uar']:.2f} |"
         ) in text
         assert "| sad | 50.0 |" in text
+        low, high = report["uar"]["ci95_speakers"]
+        assert f"that of the UAR is {low:.2f}–{high:.2f}." in text
+        assert "took 0.00 h" in text and "the quickest first: 0.500, 0.600." in text
         assert "TIM-Net beats the plain classifiers." in text
 
 

@@ -159,6 +159,8 @@ def test_adapting_takes_a_file_a_dictionary_or_a_profile(extractor, tmp_path):
         '{"name": "a", "mean": [0], "std": [1], "frames": 5, "recordings": 1, "features": {},'
         ' "usual_logits": [NaN]}',
         '{"name": "a", "mean": "x", "std": [1], "frames": 5, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": [0], "std": ["1"], "frames": 5, "recordings": 1, "features": {}}',
+        '{"name": "a", "mean": [false], "std": [1], "frames": 5, "recordings": 1, "features": {}}',
         '{"name": 5, "mean": [0], "std": [1], "frames": 5, "recordings": 1, "features": {}}',
         '{"name": "a", "mean": [1e9], "std": [1], "frames": 5, "recordings": 1, "features": {}}',
         '{"name": "a", "mean": [0], "std": [1e9], "frames": 5, "recordings": 1, "features": {}}',

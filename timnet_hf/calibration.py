@@ -53,7 +53,36 @@ def fit_temperature(logits: np.ndarray, references: np.ndarray) -> float:
     return round(float(_CANDIDATES[best]), 4)
 
 
-def inner_temperature(
+def fitted_record(logits: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """The temperature that suits recordings held out, and what it does to their calibration.
+
+    Returns:
+        ``temperature``, the number of ``recordings``, and their expected calibration error without
+        it (``ece_uncalibrated``) and with it (``ece``).
+    """
+    from .evaluation import softmax
+    from .reporting import expected_calibration_error
+
+    value = fit_temperature(logits, references)
+    errors = {
+        name: round(expected_calibration_error(softmax(logits, one), references), 4)
+        for name, one in (("ece_uncalibrated", 1.0), ("ece", value))
+    }
+    return {"temperature": value, "recordings": len(references), **errors}
+
+
+def inner_temperature(*arguments: Any, **options: Any) -> float:
+    """Train the recipe on each inner fold and fit one temperature to what was left out.
+
+    Takes what :func:`held_out_logits` does.
+
+    Raises:
+        TrainingError: A label has no recording in an inner fold.
+    """
+    return fit_temperature(*held_out_logits(*arguments, **options))
+
+
+def held_out_logits(
     store: FeatureStore,
     inner: Sequence[Fold],
     recipe: Recipe,
@@ -61,8 +90,11 @@ def inner_temperature(
     seed: int,
     config: dict[str, Any] | None = None,
     overrides: dict[str, Any] | None = None,
-) -> float:
-    """Train the recipe on each inner fold and fit one temperature to what was left out.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Train the recipe on each inner fold and ask it about what was left out.
+
+    Returns:
+        Logits (recordings, num_labels) and class indices (recordings,) of all that was left out.
 
     Raises:
         TrainingError: A label has no recording in an inner fold.
@@ -84,7 +116,13 @@ def inner_temperature(
             trained = train(store, fold.train, recipe, extractor, arguments, config)
         logits.append(score(trained.model, trained.extractor, store, fold.test)[0])
         references.append(store.labels[fold.test])
-    return fit_temperature(np.concatenate(logits), np.concatenate(references))
+    return np.concatenate(logits), np.concatenate(references)
 
 
-__all__ = ["INNER_FOLDS", "fit_temperature", "inner_temperature"]
+__all__ = [
+    "INNER_FOLDS",
+    "fit_temperature",
+    "fitted_record",
+    "held_out_logits",
+    "inner_temperature",
+]

@@ -343,11 +343,18 @@ def _about_results(
     values: dict[str, Any] = {
         "results": render_reports(record.get("corpus") or "", reports),
         "calibrated": temperature != 1.0,
+        "sharper": temperature < 1.0,
         "temperature": f"{temperature:.3f}",
         "apply_temperature": bool(config.get("apply_temperature")),
     }
     if record.get("calibration"):
         values["inner_folds"] = f"{record['calibration']} of {INNER_FOLDS}"
+    if held_out := record.get("held_out"):
+        values["held_out"] = {
+            "recordings": f"{held_out['recordings']:,}",
+            "before": f"{held_out['ece_uncalibrated']:.3f}",
+            "after": f"{held_out['ece']:.3f}",
+        }
     values["left_out"] = [
         {
             "learned": CORPORA[report["corpus"]].title,
@@ -363,11 +370,13 @@ def _about_results(
     if not reports:
         return values
     first = reports[0]
-    low, high = first["uar"]["ci95"]
+    over = "speakers" if "ci95_speakers" in first["uar"] else "recordings"
+    low, high = first["uar"].get("ci95_speakers", first["uar"]["ci95"])
     values["headline"] = {
         "protocol": report_title(first),
         "unseen": first["protocol"] == "loso" or first.get("group_by") == "speaker",
         "uar": f"{first['uar']['pooled']:.2f}",
+        "over": over,
         "low": f"{low:.2f}",
         "high": f"{high:.2f}",
         "chance": f"{100 / len(first['per_class_recall']):.1f}",

@@ -26,7 +26,9 @@ def enroll(
     from .prediction import load_model
     from .speaker_timnet import SpeakerError, SpeakerProfile
 
-    path = output or Path(f"{Path(name).name or 'speaker'}.json")
+    if not name.strip():
+        raise SpeakerError("--name: is empty. Give the voice a name.")
+    path = output or Path(f"{Path(name).name.lstrip('. ') or 'speaker'}.json")
     if not path.parent.is_dir():
         raise SpeakerError(f"{path.parent}: no such folder. Make it first, or choose another.")
     if path.exists():

@@ -132,14 +132,14 @@ def read_folds(
 def finished_seeds(
     folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
 ) -> tuple[int, ...]:
-    """The plan's seeds, and those beside them that an earlier run of it has finished."""
-    found = {int(path.name.removeprefix("seed-")) for path in folder.glob("folds/seed-[0-9]*")}
-    more = sorted(found - set(plan.seeds))
-    return plan.seeds + tuple(
-        seed
-        for seed in more
-        if all(_read_fold(folder, plan, seed, fold) is not None for fold in make_folds(seed))
-    )
+    """The plan's seeds, and those next to them that an earlier run of it has finished."""
+    seeds = list(plan.seeds)
+    while all(
+        _read_fold(folder, plan, max(seeds) + 1, fold) is not None
+        for fold in make_folds(max(seeds) + 1)
+    ):
+        seeds.append(max(seeds) + 1)
+    return tuple(seeds)
 
 
 def _fold_path(folder: Path, seed: int, fold: Fold) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -176,7 +177,7 @@ def _train_to_folder(
     command: str,
     progress: Progress | None,
 ) -> Path:
-    from .calibration import INNER_FOLDS, inner_temperature
+    from .calibration import INNER_FOLDS, fitted_record, held_out_logits
     from .feature_store import compute_features
     from .hub import save_model_folder
     from .protocols import inner_folds
@@ -226,14 +227,18 @@ def _train_to_folder(
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, _named(progress, "features")
     )
-    temperature = {}
+    temperature: dict[str, Any] = {}
+    held_out: dict[str, Any] = {}
     if calibration:
         inner = inner_folds(data.dataset, range(len(store)), INNER_FOLDS)[:calibration]
         note = checkpoints / "temperature.json"
         if not (resume and note.exists()):
-            value = inner_temperature(store, inner, recipe, extractor, seed, config, overrides)
-            write_json(note, {"temperature": value})
-        temperature = {**json.loads(note.read_text(encoding="utf-8")), "apply_temperature": True}
+            logits, labels = held_out_logits(
+                store, inner, recipe, extractor, seed, config, overrides
+            )
+            write_json(note, fitted_record(logits, labels))
+        held_out = json.loads(note.read_text(encoding="utf-8"))
+        temperature = {"temperature": held_out.pop("temperature"), "apply_temperature": True}
     shown = _named(progress, "training")
     trained = train(
         store,
@@ -254,6 +259,7 @@ def _train_to_folder(
         "config": config or {},
         "seed": seed,
         "calibration": calibration,
+        "held_out": held_out,
         "labels": store.label_names,
         "parameters": trained.model.num_parameters(only_trainable=True),
         "data": {"files": len(store), "sha256": data.sha256},
@@ -392,9 +398,15 @@ def run_cross_validation(
         plan, store, extractor, folds_of, results, jobs=jobs, progress=_named(progress, "folds")
     )
     with told_when_full(folder, "free some space and run the command again: all folds are kept"):
-        plan = replace(plan, seeds=finished_seeds(folder, plan, folds_of))
+        if (done := finished_seeds(folder, plan, folds_of)) != plan.seeds:
+            plan = replace(plan, seeds=done, command=_with_seeds(command, len(done)))
         records = with_baselines(read_folds(folder, plan, folds_of), store, folds)
         return folder, write_report(folder, plan, records)
+
+
+def _with_seeds(command: str, count: int) -> str:
+    """The command that makes a report of so many seeds, some of which lay there already."""
+    return command and f"{re.sub(r' --seeds[= ][0-9]+', '', command)} --seeds {count}"
 
 
 def _checked_protocol(

@@ -31,6 +31,7 @@ def run_fold(
     """Train on one fold's training side, score its test side."""
     from .calibration import inner_temperature
     from .evaluation import BestOnTest, LastEpochs, score, tsne, uar, war
+    from .provenance import code_checksum, versions
     from .training import build_arguments, train
 
     started = time.perf_counter()
@@ -85,6 +86,7 @@ def run_fold(
         "uar": uar(references, logits.argmax(1)),
         "war": war(references, logits.argmax(1)),
         "seconds": round(time.perf_counter() - started, 1),
+        "versions": {"code": code_checksum(), **versions()},
     }
     if seed == plan.seeds[0] and fold.name == plan.shown_fold:
         _, fused = score(trained.model, trained.extractor, store, range(len(store)))

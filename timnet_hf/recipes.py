@@ -3,8 +3,8 @@
 
 A recipe names a feature preset, the shape of the network, the augmentation and the optimiser's
 settings. ``paper`` is the published one and stays as it is. ``default`` is ours; its values were
-chosen on RAVDESS actors 1-12. One thing was decided on other folds, after their figures were seen:
-that it starts from nothing, see results/research.md.
+judged on RAVDESS actors 1-12. Figures of other folds said twice where to search, and decided one
+thing: that it starts from nothing. See results/research.md.
 """
 
 from __future__ import annotations

@@ -213,6 +213,9 @@ def render_corpora(console: Console) -> None:
             corpus.licence,
         )
     console.print(table)
+    console.print("\nThey belong to their owners:")
+    for corpus in CORPORA.values():
+        console.print(f"{corpus.name}  {corpus.homepage}", highlight=False, soft_wrap=True)
 
 
 __all__ = ["FORMATS", "render_corpora", "render_predictions"]

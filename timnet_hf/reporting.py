@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,23 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def bootstrap_interval(metric: Any, references: np.ndarray, predictions: np.ndarray) -> list[float]:
-    """95 % interval of a metric when recordings are drawn anew with replacement."""
+def bootstrap_interval(
+    metric: Any,
+    references: np.ndarray,
+    predictions: np.ndarray,
+    speakers: Sequence[str] | None = None,
+) -> list[float]:
+    """95 % interval of a metric when recordings are drawn anew with replacement.
+
+    With ``speakers``, one of each recording, whole speakers are drawn: recordings of one voice err
+    together, so what other voices would have shown lies further apart.
+    """
     generator = np.random.default_rng(0)
+    names = np.arange(len(references)) if speakers is None else np.array(speakers)
+    parts = [np.flatnonzero(names == name) for name in np.unique(names)]
     values = []
     for _ in range(BOOTSTRAP_ROUNDS):
-        drawn = generator.integers(0, len(references), len(references))
+        drawn = np.concatenate([parts[n] for n in generator.integers(0, len(parts), len(parts))])
         values.append(metric(references[drawn], predictions[drawn]))
     return [float(value) for value in np.percentile(values, (2.5, 97.5))]
 
@@ -64,10 +76,13 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
     pooled = {seed: _pool(records) for seed, records in by_seed.items()}
     names = folds[0]["labels"]
     per_speaker: dict[str, list[float]] = defaultdict(list)
+    unspoken: dict[str, list[str]] = {}
     for references, predictions, _, speakers in pooled.values():
         for speaker in sorted({name for name in speakers if name is not None}):
             chosen = np.array([name == speaker for name in speakers])
             per_speaker[speaker].append(uar(references[chosen], predictions[chosen]))
+            if missing := sorted(set(references) - set(references[chosen])):
+                unspoken[speaker] = [names[index] for index in missing]
     report: dict[str, Any] = {
         "corpus": plan.corpus,
         "protocol": plan.protocol,
@@ -91,6 +106,7 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
             for index, name in enumerate(names)
         },
         "per_speaker": {speaker: _mean(values) for speaker, values in per_speaker.items()},
+        "labels_not_spoken": unspoken,
         "confusion": _confusion(pooled, len(names)).tolist(),
         "baselines": _baselines(next(iter(by_seed.values()))),
         "fusion_weights": np.round(np.mean([f["fusion_weights"] for f in folds], 0), 4).tolist(),
@@ -238,6 +254,7 @@ def render_report(report: dict[str, Any]) -> str:
     found = f"**{report['verdict']}**" if report["verdict"] else "beats the plain classifiers"
     lines += [
         "",
+        *_over_speakers(report),
         f"TIM-Net {found}. Macro F1 {report['macro_f1']:.2f} %, expected "
         f"calibration error {report['ece']:.3f}"
         + (
@@ -264,6 +281,11 @@ def render_report(report: dict[str, Any]) -> str:
             "|---|---|",
             *(f"| {name} | {value:.1f} |" for name, value in report["per_speaker"].items()),
             "",
+            *(
+                f"Speaker {name} has no recording of {', '.join(labels)}: the mean is over the "
+                "other labels.\n"
+                for name, labels in report["labels_not_spoken"].items()
+            ),
         ]
     if "enrolled" in report:
         lines += [
@@ -279,10 +301,28 @@ def render_report(report: dict[str, Any]) -> str:
             "Recordings that are enrolled are not judged; with all of them enrolled, all are.",
             "",
         ]
+    lines += [
+        f"Training and scoring took {report['wall_time_seconds'] / 3600:.2f} h, summed over the "
+        "folds. Learned weights of the time scales, the quickest first: "
+        f"{', '.join(f'{weight:.3f}' for weight in report['fusion_weights'])}.",
+        "",
+    ]
     plots = ["confusion", "reliability", "fusion_weights"]
     if report.get("has_map"):
         plots.append("tsne")
     return "\n".join(lines + [f"![{name}]({name}.png)" for name in plots]) + "\n"
+
+
+def _over_speakers(report: dict[str, Any]) -> list[str]:
+    """What the interval of a table leaves out, where other voices are what is expected."""
+    if "ci95_speakers" not in report["uar"]:
+        return []
+    low, high = report["uar"]["ci95_speakers"]
+    return [
+        "The interval is of recordings drawn anew. With whole speakers drawn anew, as they are new "
+        f"to the model, that of the UAR is {low:.2f}–{high:.2f}.",
+        "",
+    ]
 
 
 def _pool(records: list[dict[str, Any]]) -> tuple[Any, ...]:
@@ -310,14 +350,28 @@ def _figures(metric: Any, by_seed: dict[int, Any], pooled: dict[int, Any]) -> di
     name = metric.__name__
     per_seed = [metric(values[0], values[1]) for values in pooled.values()]
     folds = [[record[name] for record in records] for records in by_seed.values()]
-    intervals = [bootstrap_interval(metric, values[0], values[1]) for values in pooled.values()]
+    intervals = {"ci95": [bootstrap_interval(metric, *values[:2]) for values in pooled.values()]}
+    if all(map(_judges_new_voices, by_seed.values())):
+        intervals["ci95_speakers"] = [
+            bootstrap_interval(metric, values[0], values[1], values[3])
+            for values in pooled.values()
+        ]
     return {
         "pooled": _mean(per_seed),
         "fold_mean": _mean([np.mean(values) for values in folds]),
         "fold_std": _mean([np.std(values) for values in folds]),
-        "ci95": [_mean([interval[side] for interval in intervals]) for side in (0, 1)],
+        **{
+            name: [_mean([interval[side] for interval in found]) for side in (0, 1)]
+            for name, found in intervals.items()
+        },
         "per_seed": [round(value, 2) for value in per_seed],
     }
+
+
+def _judges_new_voices(records: list[dict[str, Any]]) -> bool:
+    """Whether all speakers are known by name, several, and each of them tested in one fold only."""
+    found = [name for record in records for name in set(record["speakers"])]
+    return None not in found and 1 < len(found) == len(set(found))
 
 
 def _mean(values: Any, digits: int = 2) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,11 +64,16 @@ CROSS_CORPUS = "to-"
 ADAPTED = "-adapted"
 #: The speakers whose recordings the default recipe was chosen on, see results/research.md.
 CHOSEN_ON = {"ravdess": [f"{actor:02d}" for actor in range(1, 13)]}
+_FROZEN_AGAIN = (
+    "`default` was frozen more than once, and its figures on these folds were seen each time. They "
+    "said twice where to search next: known voices, and voices of another corpus."
+)
 #: What of the default recipe was not decided blind to a corpus' reported folds.
 SEEN_BEFORE = {
-    "emodb": "`default` was frozen more than once, and its figures on these folds were seen each "
-    "time. One choice was made after that: a start from weights of RAVDESS, better on RAVDESS, was "
-    "taken back when it did no good here (results/research.md). Its values were chosen elsewhere."
+    "emodb": f"{_FROZEN_AGAIN} One choice was made on them: a start from weights of RAVDESS, "
+    "better on RAVDESS, was taken back when it did no good here (results/research.md). The "
+    "recipe's values were judged elsewhere.",
+    "ravdess": f"{_FROZEN_AGAIN} Its values were judged on speakers 01 to 12 alone.",
 }
 #: Results of a recipe that has been changed since, kept under its name and the commit's.
 _EARLIER = re.compile(r"(\w+)-([0-9a-f]{7,40})(?:-(?P<ablation>[a-z-]+))?")
@@ -173,11 +178,14 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         for report in measured:
             # Of several corpora: those that a joined model learned from, one of them left out.
             learned = report["corpus"]
-            known = learned != corpus and learned in CORPORA
             whose = report_title(report)
-            whose = f"learned from {CORPORA[learned].title}, {whose}" if known else whose
-            # Ablations have the same folds, so the same baseline: once is enough.
-            lines += [row for row in _measured(whose, report) if row not in lines]
+            if learned != corpus and learned in CORPORA:
+                whose = f"learned from {CORPORA[learned].title}, {whose}"
+            # Ablations have the same folds, so the same baseline: once is enough. Made on another
+            # machine, it may differ by a recording.
+            known = {tuple(line.split(" | ")[:2]) for line in lines}
+            rows = _measured(whose, report)
+            lines += [row for row in rows if tuple(row.split(" | ")[:2]) not in known]
         lines += [_published(title, row) for row in published if row.protocol == protocol]
     notes = [
         f"*{PROTOCOL_TITLES[name]}*: {PROTOCOL_NOTES[name]}."
@@ -204,6 +212,7 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
     if corpus in CORPORA and CORPORA[corpus].note:
         notes.append(f"{CORPORA[corpus].title}: {CORPORA[corpus].note}")
     ours = [report for report in reports if report["recipe"] in ("default", f"default{ADAPTED}")]
+    notes += _about_intervals(reports, ours)
     notes += _on_chosen_speakers(ours)
     if corpus in SEEN_BEFORE and any(report["corpus"] == corpus for report in ours):
         notes.append(SEEN_BEFORE[corpus])
@@ -211,6 +220,23 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         if report["recipe"] == "paper":
             notes += _beside_the_authors(report)
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
+
+
+def _about_intervals(
+    reports: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]
+) -> list[str]:
+    """What the brackets are, and what they would be where whole voices are drawn anew."""
+    if not reports:
+        return []
+    wider = [
+        f"{report['uar']['ci95_speakers'][0]:.1f} to {report['uar']['ci95_speakers'][1]:.1f} "
+        f"(*{report_title(report)}{', adapted' if is_adapted(report) else ''}*)"
+        for report in ours
+        if "ci95_speakers" in report["uar"]
+    ]
+    plain = "In brackets: 95 % interval of recordings drawn anew (bootstrap)."
+    whole = f" With whole speakers drawn anew, where they are new to `default`: {', '.join(wider)}."
+    return [plain + (whole if wider else "")]
 
 
 def _on_chosen_speakers(reports: list[dict[str, Any]]) -> list[str]:
@@ -272,8 +298,9 @@ def _measured(title: str, report: dict[str, Any]) -> list[str]:
         f"{report['macro_f1']:.2f} | measured, {of} |"
     ]
     known = ", standardised for each speaker" if is_adapted(report) else ""
+    whose = "the paper's " if report["recipe"] == "paper" else ""
     rows += [
-        f"| {title} | {BASELINES[one]} on MFCC statistics{known} | {figures['uar']:.2f} | "
+        f"| {title} | {BASELINES[one]} on {whose}MFCC statistics{known} | {figures['uar']:.2f} | "
         f"{figures['war']:.2f} | – | measured, same folds |"
         for one, figures in report.get("baselines", {}).items()
     ]
@@ -352,28 +379,34 @@ def fill_benchmark(text: str, results_dir: str | os.PathLike[str]) -> str:
     )
 
 
-def render_channels(measured: dict[str, Any]) -> str:
+def render_channels(measured: Sequence[dict[str, Any]]) -> str:
     """What a recording's way does to its answer, as a Markdown table."""
     if not measured:
         return NOTHING_MEASURED
-    lines = [
-        f"All {measured['n_files']} recordings of {CORPORA[measured['corpus']].title}, "
-        f"`{measured['model']}`:",
-        "",
-        "| the recording as it was, and | same first label % | probabilities differ by |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {told['same_label_percent']:.2f} | {told['mean_difference']:.4f} |"
-            for name, told in measured["versions"].items()
-        ),
+    heads = ["the recording as it was, and"]
+    rows = {name: [name] for name in measured[0]["versions"]}
+    for one in measured:
+        heads += [f"{CORPORA[one['corpus']].title}: same first label %", "probabilities differ by"]
+        for name, told in one["versions"].items():
+            rows[name] += [f"{told['same_label_percent']:.2f}", f"{told['mean_difference']:.4f}"]
+    about = [
+        f"{one['n_files']} recordings of {CORPORA[one['corpus']].title}, "
+        f"{'which it learned' if one['learned'] else 'none of which it ever heard'}"
+        for one in measured
     ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            f"`{measured[0]['model']}` asked about {', and about '.join(about)}:",
+            "",
+            *(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows.values())),
+        ]
+    )
 
 
 def fill_channels(text: str, results_dir: str | os.PathLike[str]) -> str:
-    """Put that table between its markers, from ``channels.json`` and from nothing else."""
-    path = Path(results_dir) / "channels.json"
-    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """Put that table between its markers, from ``channels*.json`` and from nothing else."""
+    paths = sorted(Path(results_dir).glob("channels*.json"), key=lambda path: path.stem)
+    measured = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return _CHANNEL_MARKERS.sub(
         lambda match: f"{match[1]}\n{render_channels(measured)}\n\n{match[2]}", text
     )

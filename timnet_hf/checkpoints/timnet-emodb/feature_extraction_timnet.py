@@ -293,8 +293,8 @@ class TimNetFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             name: The speaker's name.
-            waveforms: Recordings of this voice alone, each (samples,) at ``sampling_rate``; ten
-                are plenty, and the more moods they are spoken in the better.
+            waveforms: Recordings of this voice alone, each (samples,) at ``sampling_rate``;
+                the more of them, and the more moods they are spoken in, the better.
 
         Raises:
             ValueError: There is no waveform, or one that :meth:`extract` refuses.

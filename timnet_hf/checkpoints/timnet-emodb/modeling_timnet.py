@@ -361,8 +361,8 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
 
         Args:
             name: The speaker's name.
-            waveforms: Recordings of this voice alone, each (samples,) at the extractor's rate; ten
-                are plenty, and they should be of all moods.
+            waveforms: Recordings of this voice alone, each (samples,) at the extractor's rate; the
+                more of them, and the more moods they are spoken in, the better.
             extractor: The model's feature extractor.
 
         Raises:

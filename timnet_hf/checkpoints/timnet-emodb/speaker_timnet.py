@@ -111,8 +111,8 @@ class SpeakerProfile:
                 raise _not_a_profile(name, "is not JSON") from error
         try:
             profile = cls(**values)
-            mean, std = np.asarray(profile.mean, float), np.asarray(profile.std, float)
-            usual = np.asarray(profile.usual_logits or (), float)
+            mean, std = _numbers(profile.mean), _numbers(profile.std)
+            usual = _numbers(profile.usual_logits or ())
             counts = (profile.frames, profile.recordings)
         except (TypeError, ValueError, OverflowError) as error:
             raise _not_a_profile(name, "lacks what a profile holds") from error
@@ -128,6 +128,14 @@ class SpeakerProfile:
         ):
             raise _not_a_profile(name, "holds values out of range")
         return profile
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Numbers as an array; text that looks like them is refused."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{array.dtype}: not numbers")
+    return array.astype(float)
 
 
 def _not_a_profile(name: str, what: str) -> SpeakerError:
