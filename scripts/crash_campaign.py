@@ -47,8 +47,9 @@ UNSHARED = {"wall_time_seconds", "seconds", "started", "log", "versions", "comma
 LONGEST = 600
 #: What takes long to load, and is loaded before the processes that are killed begin.
 PRELOADED = ["transformers.trainer", "datasets", "sklearn.svm", "timnet_hf.training", "soundfile"]
-PRELOADED += ["tests.tiny_training", "tests.fake_hub", "timnet_hf.experiment", "timnet_hf.scoring"]
-PRELOADED += ["timnet_hf.hub", "timnet_hf.plots", "pyarrow.parquet", "matplotlib.figure"]
+PRELOADED += ["tests.tiny_training", "tests.fake_hub", "timnet_hf.crossvalidation_run"]
+PRELOADED += ["timnet_hf.scoring", "timnet_hf.hub", "timnet_hf.plots", "pyarrow.parquet"]
+PRELOADED += ["matplotlib.figure"]
 
 
 @dataclass
@@ -173,7 +174,8 @@ def work(name: str, place: Path, world: World) -> None:
     from tests.tiny_training import tiny_recipe
     from timnet_hf import reporting
     from timnet_hf.corpora import CORPORA, Download, download_corpus
-    from timnet_hf.experiment import load_data, run_cross_validation, train_to_folder
+    from timnet_hf.crossvalidation_run import run_cross_validation
+    from timnet_hf.experiment import load_data, train_to_folder
     from timnet_hf.hub import publish
     from timnet_hf.scoring import score
     from timnet_hf.training import complete_checkpoints

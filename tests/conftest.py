@@ -199,3 +199,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         # transformers keeps one client for good, bound to the Hub of its first use.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         yield hub
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever trains, fails."""
+    import timnet_hf.training
+
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a training started")
+
+    monkeypatch.setattr(timnet_hf.training, "train", refuse)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two jobs as a whole: a folder with a model, and a report; both from recordings on disk."""
+"""A training as a whole: from recordings on disk to a folder with a model."""
 
 from __future__ import annotations
 
@@ -9,49 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import timnet_hf.calibration
 import timnet_hf.training
-from timnet_hf import corpora, feature_store, joined_corpora, reporting
-from timnet_hf.configuration_timnet import ABLATIONS, TimNetConfig
+from timnet_hf import corpora
 from timnet_hf.corpora import CorpusError
-from timnet_hf.crossvalidation import CrossValidationError
 from timnet_hf.experiment import (
     Data,
     load_data,
-    run_cross_validation,
     train_to_folder,
-    with_ablation,
 )
 from timnet_hf.hub import verify_model_folder
 from timnet_hf.prediction import load_model
-from timnet_hf.protocols import Fold, ProtocolError
-from timnet_hf.recipes import get_recipe
 from timnet_hf.training import ProgressReport, TrainingError
 
 from .tiny_training import same_weights, tiny_recipe, write_recordings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE = tiny_recipe()
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "BOOTSTRAP_ROUNDS", 20)
-
-
-@pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever trains, fails."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        pytest.fail("a training started")
-
-    monkeypatch.setattr(timnet_hf.training, "train", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -316,185 +294,6 @@ class TestTrainToFolder:
             train_to_folder(
                 data, RECIPE, tmp_path / "file", progress=lambda *_: pytest.fail("worked")
             )
-
-
-def cross_validate(data: Data, results: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
-    return run_cross_validation(data, RECIPE, options.pop("protocol", "loso"), results, **options)
-
-
-class TestCrossValidation:
-    def test_leaves_a_report_of_all_recordings(self, data: Data, tmp_path: Path) -> None:
-        seen: list[tuple[Any, ...]] = []
-
-        folder, report = cross_validate(data, tmp_path, progress=lambda *now: seen.append(now))
-
-        assert folder == tmp_path / "calls" / "loso" / "tiny"
-        assert json.loads((folder / "report.json").read_text()) == report
-        assert (folder / "report.md").exists() and (folder / "tsne.png").exists()
-        assert report["n_files"] == 8
-        assert report["n_folds"] == 2
-        assert set(report["per_speaker"]) == {"a", "b"}
-        assert set(report["per_class_recall"]) == {"angry", "happy"}
-        assert seen[7:] == [
-            ("features", 8, 8, ""),
-            ("folds", 0, 2, ""),
-            ("folds", 1, 2, "seed 0, speaker-a"),
-            ("folds", 2, 2, "seed 0, speaker-b"),
-        ]
-
-    def test_a_killed_run_gives_the_same_report(self, data: Data, tmp_path: Path) -> None:
-        def kill(what: str, done: int, total: int, detail: str) -> None:
-            if (what, done) == ("folds", 3):
-                raise KeyboardInterrupt
-
-        options: dict[str, Any] = {"seeds": (0, 1), "command": "timnet cross-validate"}
-        _, whole = cross_validate(data, tmp_path / "whole", **options)
-        with pytest.raises(KeyboardInterrupt):
-            cross_validate(data, tmp_path / "killed", progress=kill, **options)
-        assert not list((tmp_path / "killed").rglob("report.json"))
-
-        _, resumed = cross_validate(data, tmp_path / "killed", **options)
-
-        whole.pop("wall_time_seconds"), resumed.pop("wall_time_seconds")
-        assert resumed == whole
-        assert resumed["seeds"] == [0, 1]
-
-    def test_fewer_seeds_do_not_shrink_a_report(self, data: Data, tmp_path: Path) -> None:
-        three, one = "timnet cross-validate --seeds 3 --jobs 1", "timnet cross-validate --jobs 1"
-        folder, all_three = cross_validate(data, tmp_path, seeds=(0, 1, 2), command=three)
-        _, report = cross_validate(data, tmp_path, seeds=(0,), command=one)
-        assert report["command"] == "timnet cross-validate --jobs 1 --seeds 3"
-        assert {**report, "command": three} == all_three and report["seeds"] == [0, 1, 2]
-
-        # The command makes so many seeds from the first on, so none is left out between.
-        (folder / "folds" / "seed-1" / "speaker-b.json").unlink()
-        _, report = cross_validate(data, tmp_path, seeds=(0,), command=one)
-        assert report["seeds"] == [0] and report["command"] == one
-
-    @pytest.mark.parametrize(
-        "option", [{"protocol": "kfold"}, {"n_folds": 3}, {"group_by": "room"}]
-    )
-    def test_judged_on_another_corpus_there_are_no_folds_to_choose(
-        self, option: dict[str, Any], data: Data, tmp_path: Path, no_training: None
-    ) -> None:
-        with pytest.raises(CrossValidationError, match="all of one is learned from"):
-            cross_validate(data, tmp_path, **{"protocol": None, "test_data": data, **option})
-
-    def test_clips_of_two_corpora_are_as_long_as_the_longer_ones(
-        self, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def stop(dataset: Any, extractor: Any, *_: Any) -> None:
-            raise InterruptedError(extractor.num_samples)
-
-        monkeypatch.setattr(feature_store, "compute_features", stop)
-        fold = Fold("to-ravdess", np.arange(4), np.arange(4, 8))
-        both = replace(data, corpora=("emodb", "ravdess"))
-        monkeypatch.setattr(joined_corpora, "cross_corpus_fold", lambda *_: (both, fold))
-        one, other = (replace(data, name=name, corpora=(name,)) for name in ("emodb", "ravdess"))
-        with pytest.raises(InterruptedError, match="110000"):
-            recipe = replace(RECIPE, preset="paper")
-            run_cross_validation(one, recipe, None, tmp_path, test_data=other)
-
-    def test_groups_of_any_column_stay_together(self, data: Data, tmp_path: Path) -> None:
-        folder, report = cross_validate(
-            data, tmp_path, protocol="group", group_by="room", n_folds=2
-        )
-
-        assert report["n_folds"] == 2 and report["group_by"] == "room"
-        room = dict(zip(data.dataset["path"], data.dataset["room"], strict=True))
-        rooms = {Path(path).name: value for path, value in room.items()}
-        for path in (folder / "folds").rglob("*.json"):
-            assert len({rooms[name] for name in json.loads(path.read_text())["files"]}) == 1
-
-    @pytest.mark.parametrize("other", [{"n_folds": 4}, {"protocol": "group", "group_by": "room"}])
-    def test_other_folds_do_not_mix(
-        self, other: dict[str, Any], data: Data, tmp_path: Path, request: pytest.FixtureRequest
-    ) -> None:
-        first = {**other, "n_folds": 2}
-        if "group_by" in other:
-            first["group_by"], other = "speaker", {**other, "n_folds": 2}
-        else:
-            first["protocol"] = "kfold"
-            other = {**other, "protocol": "kfold"}
-        cross_validate(data, tmp_path, **first)
-        request.getfixturevalue("no_training")
-
-        with pytest.raises(CrossValidationError, match="fold of other|another group_by"):
-            cross_validate(data, tmp_path, **other)
-
-    def test_an_ablation_lies_beside_the_whole_network(self, data: Data, tmp_path: Path) -> None:
-        variant, config = with_ablation("plain-tcn")
-
-        folder, report = cross_validate(data, tmp_path, variant=variant, config=config)
-
-        assert folder == tmp_path / "calls" / "loso" / "tiny-plain-tcn"
-        assert report["recipe"] == "tiny-plain-tcn"
-        assert report["fusion_weights"] == [1.0]
-        (whole,) = {
-            len(json.loads(path.read_text())["fusion_weights"])
-            for path in (folder / "folds").rglob("*.json")
-        }
-        assert whole == 1
-
-    @pytest.mark.parametrize("name", ["no-multi-scale", "plain-tcn"])
-    def test_one_scale_is_one_with_the_default_recipe_too(self, name: str) -> None:
-        config = {**get_recipe("default").config, **with_ablation(name)[1]}
-
-        assert TimNetConfig(**config).num_scales == 1
-
-    def test_choosing_on_the_test_fold_is_labelled(self, data: Data, tmp_path: Path) -> None:
-        folder, report = cross_validate(data, tmp_path, selection="best-on-test")
-
-        assert folder.name == "tiny-best-on-test"
-        assert report["leaks_test_fold"] is True
-        assert "Leaks" in (folder / "report.md").read_text()
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"protocol": "bootstrap"}, "unknown protocol 'bootstrap'"),
-            ({"protocol": "loto"}, "sentence"),
-            ({"protocol": "emobox"}, "emobox"),
-            ({"protocol": "group"}, "column to group by"),
-            ({"protocol": "group", "group_by": "shoe"}, "no column 'shoe'"),
-            ({"protocol": "group", "group_by": "room", "n_folds": 3}, "cannot make 3 folds"),
-            ({"protocol": "kfold", "n_folds": 10}, "8 recordings cannot make 10 folds"),
-        ],
-    )
-    def test_folds_that_cannot_be_made_are_refused_before_any_training(
-        self,
-        options: dict[str, Any],
-        message: str,
-        data: Data,
-        tmp_path: Path,
-        no_training: None,
-    ) -> None:
-        with pytest.raises(ProtocolError, match=message):
-            cross_validate(data, tmp_path, **options)
-
-        assert list(tmp_path.iterdir()) == []
-
-    def test_no_seed_is_refused(self, data: Data, tmp_path: Path, no_training: None) -> None:
-        with pytest.raises(CrossValidationError, match="No seed. Ask for at least one"):
-            cross_validate(data, tmp_path, seeds=())
-
-
-class TestAblations:
-    def test_none_is_the_whole_network(self) -> None:
-        assert with_ablation(None) == ("", {})
-
-    @pytest.mark.parametrize("name", ABLATIONS)
-    def test_each_is_named_and_switches_something_off(self, name: str) -> None:
-        variant, config = with_ablation(name)
-
-        assert variant == name
-        assert config and not any(config.values())
-        config.clear()
-        assert with_ablation(name)[1]  # the table itself is not handed out
-
-    def test_an_unknown_one_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(CrossValidationError, match="'no-sound'.*no-backward, no-multi-scale"):
-            with_ablation("no-sound")
 
 
 def test_script_and_command_get_the_same_model(data: Data, trained: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ import pytest
 from timnet_hf import reporting
 from timnet_hf.corpora import CORPORA, CorpusError, download_corpus
 from timnet_hf.crossvalidation import CrossValidationError
-from timnet_hf.experiment import Data, load_data, run_cross_validation, train_to_folder
+from timnet_hf.crossvalidation_run import run_cross_validation
+from timnet_hf.experiment import Data, load_data, train_to_folder
 from timnet_hf.hub import HubError, publish
 from timnet_hf.model_folder import verify_model_folder
 from timnet_hf.output_folder import in_one_step, sole_use, told_when_full

@@ -17,7 +17,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from timnet_hf import ranks
 from timnet_hf.crossvalidation import CrossValidationError
-from timnet_hf.experiment import Data, run_cross_validation
+from timnet_hf.crossvalidation_run import run_cross_validation
+from timnet_hf.experiment import Data
 from timnet_hf.prediction import load_model, predict_files
 from timnet_hf.training import OwnChance
 

@@ -129,7 +129,8 @@ def cross_validate(
     """Train and judge one model a fold; write a report."""
     from .baseline import BASELINES
     from .crossvalidation import SELECTIONS, CrossValidationError
-    from .experiment import load_data, run_cross_validation, with_ablation
+    from .crossvalidation_run import run_cross_validation, with_ablation
+    from .experiment import load_data
     from .memory import keep_freed_memory
     from .recipes import get_recipe
 

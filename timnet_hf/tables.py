@@ -298,7 +298,7 @@ def _measured(title: str, report: dict[str, Any]) -> list[str]:
         f"{report['macro_f1']:.2f} | measured, {of} |"
     ]
     known = ", standardised for each speaker" if is_adapted(report) else ""
-    whose = "the paper's " if report["recipe"] == "paper" else ""
+    whose = "the paper's " if report["recipe"].partition("-")[0] == "paper" else ""
     rows += [
         f"| {title} | {BASELINES[one]} on {whose}MFCC statistics{known} | {figures['uar']:.2f} | "
         f"{figures['war']:.2f} | – | measured, same folds |"
