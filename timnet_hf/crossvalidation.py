@@ -20,6 +20,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from itertools import count, takewhile
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,13 +134,11 @@ def finished_seeds(
     folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
 ) -> tuple[int, ...]:
     """The plan's seeds, and those next to them that an earlier run of it has finished."""
-    seeds = list(plan.seeds)
-    while all(
-        _read_fold(folder, plan, max(seeds) + 1, fold) is not None
-        for fold in make_folds(max(seeds) + 1)
-    ):
-        seeds.append(max(seeds) + 1)
-    return tuple(seeds)
+
+    def is_finished(seed: int) -> bool:
+        return all(_read_fold(folder, plan, seed, fold) is not None for fold in make_folds(seed))
+
+    return (*plan.seeds, *takewhile(is_finished, count(max(plan.seeds) + 1)))
 
 
 def _fold_path(folder: Path, seed: int, fold: Fold) -> Path:

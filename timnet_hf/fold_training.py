@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .crossvalidation_plan import CrossValidationError, Plan
+from .provenance import code_checksum, versions
 
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 #: How many of a new speaker's recordings are enrolled to see what knowing the voice brings.
 ENROLMENT_COUNTS = ("1", "3", "10", "all")
+
+
+#: Noted when the code is loaded: the files may change while folds are trained.
+_CODE = code_checksum()
 
 
 def run_fold(
@@ -31,7 +36,6 @@ def run_fold(
     """Train on one fold's training side, score its test side."""
     from .calibration import inner_temperature
     from .evaluation import BestOnTest, LastEpochs, score, tsne, uar, war
-    from .provenance import code_checksum, versions
     from .training import build_arguments, train
 
     started = time.perf_counter()
@@ -86,7 +90,7 @@ def run_fold(
         "uar": uar(references, logits.argmax(1)),
         "war": war(references, logits.argmax(1)),
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"code": code_checksum(), **versions()},
+        "versions": {"code": _CODE, **versions()},
     }
     if seed == plan.seeds[0] and fold.name == plan.shown_fold:
         _, fused = score(trained.model, trained.extractor, store, range(len(store)))
