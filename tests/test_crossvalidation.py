@@ -128,6 +128,9 @@ class TestRun:
         note = json.loads((finished / "run.json").read_text())
 
         assert note["fixed"] == json.loads(json.dumps(PLAN.fixed()))
+        assert note["meant"]["features.min_frequency"] == EXTRACTOR.min_frequency
+        assert note["meant"]["network.num_hidden_layers"] == 2
+        assert note["meant"]["network.kernel_size"] == 2  # a default
         assert note["command"] == "timnet cross-validate"
         assert {"python", "torch", "transformers", "numpy"} <= set(note["versions"])
 
@@ -239,6 +242,44 @@ class TestResume:
             run(tmp_path, replace(PLAN, **change))
 
         assert trainings == []
+
+    def test_a_name_that_has_come_to_mean_something_else_is_refused(
+        self, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        """The recipe names a preset, and leaves most of the network to its defaults."""
+        note = PLAN.folder(tmp_path) / "run.json"
+        meant = {**PLAN.meant(EXTRACTOR), "features.hop_length": 7, "network.kernel_size": 3}
+        write_json(note, {"fixed": PLAN.fixed(), "meant": meant})
+
+        with pytest.raises(
+            CrossValidationError, match=r"with another features\.hop_length, network\.kernel_size\."
+        ):
+            run(tmp_path)
+
+        assert trainings == []
+
+    def test_a_run_from_before_that_was_noted_goes_on(
+        self, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        note = PLAN.folder(tmp_path) / "run.json"
+        write_json(note, {"fixed": PLAN.fixed(), "command": "as it was"})
+
+        run(tmp_path)
+
+        kept = json.loads(note.read_text())
+        assert kept["meant"] == json.loads(json.dumps(PLAN.meant(EXTRACTOR)))
+        assert kept["command"] == "as it was"
+
+    def test_a_setting_that_is_new_does_not_stop_a_run(
+        self, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        meant = PLAN.meant(EXTRACTOR)
+        del meant["network.num_centered_members"]
+        write_json(PLAN.folder(tmp_path) / "run.json", {"fixed": PLAN.fixed(), "meant": meant})
+
+        run(tmp_path)
+
+        assert len(trainings) == 3
 
     def test_other_folds_under_the_same_names_are_refused(
         self, tmp_path: Path, trainings: list[Trained]

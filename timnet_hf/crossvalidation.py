@@ -99,7 +99,7 @@ def _train_open_folds(
     jobs: int,
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
-    _claim(folder, plan)
+    _claim(folder, plan, extractor)
     tasks = [(seed, fold) for seed in plan.seeds for fold in make_folds(seed)]
     open_tasks = [task for task in tasks if _read_fold(folder, plan, *task) is None]
     done = len(tasks) - len(open_tasks)
@@ -145,29 +145,35 @@ def _fold_path(folder: Path, seed: int, fold: Fold) -> Path:
     return folder / "folds" / f"seed-{seed}" / f"{fold.name}.json"
 
 
-def _claim(folder: Path, plan: Plan) -> None:
+def _claim(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> None:
     """Note the configuration in the run's folder, or check that it is the one noted there."""
-    path = folder / "run.json"
-    fixed = json.loads(json.dumps(plan.fixed(), default=list))
-    if path.exists():
-        try:
-            noted = dict(json.loads(path.read_text(encoding="utf-8"))["fixed"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CrossValidationError(
-                f"{path}: is damaged. Move {folder} away, or choose another results folder."
-            ) from error
-        differing = sorted(
-            key for key in {*fixed, *noted} if fixed.get(key, 0) != noted.get(key, 0)
-        )
-        if differing:
-            raise CrossValidationError(
-                f"{folder}: holds a run with another {', '.join(differing)}. "
-                "Move it away, or choose another results folder."
-            )
-        return
     from .provenance import versions
 
-    write_json(path, {"fixed": fixed, "command": plan.command, "versions": versions()})
+    path = folder / "run.json"
+    fixed, meant = (
+        json.loads(json.dumps(part, default=list)) for part in (plan.fixed(), plan.meant(extractor))
+    )
+    if not path.exists():
+        note = {"fixed": fixed, "meant": meant, "command": plan.command, "versions": versions()}
+        write_json(path, note)
+        return
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        noted, noted_meant = dict(note["fixed"]), dict(note.get("meant", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CrossValidationError(
+            f"{path}: is damaged. Move {folder} away, or choose another results folder."
+        ) from error
+    differing = sorted(key for key in {*fixed, *noted} if fixed.get(key, 0) != noted.get(key, 0))
+    # A setting that there was not yet has a default that changes nothing.
+    differing += sorted(key for key in {*meant} & {*noted_meant} if meant[key] != noted_meant[key])
+    if differing:
+        raise CrossValidationError(
+            f"{folder}: holds a run with another {', '.join(differing)}. "
+            "Move it away, or choose another results folder."
+        )
+    if "meant" not in note:  # a run from before this was noted
+        write_json(path, {"fixed": noted, "meant": meant, **note})
 
 
 def _read_fold(folder: Path, plan: Plan, seed: int, fold: Fold) -> dict[str, Any] | None:

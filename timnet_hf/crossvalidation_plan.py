@@ -7,9 +7,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from .feature_extraction_timnet import TimNetFeatureExtractor
 
 #: How the reported model of a fold is chosen. The second one leaks the test fold into the choice.
 SELECTIONS = ("last-epoch", "best-on-test")
@@ -75,6 +78,23 @@ class Plan:
             **({"calibration": self.calibration} if self.calibration else {}),
             **({"group_by": self.group_by} if self.group_by else {}),
             "data_sha256": self.data_sha256,
+        }
+
+    def meant(self, extractor: TimNetFeatureExtractor) -> dict[str, Any]:
+        """What stands behind the names and defaults of :meth:`fixed` in this version's code.
+
+        Each setting of the features and of the network, so that a run is not gone on with by a
+        version to which the same names mean something else.
+        """
+        from transformers import PreTrainedConfig
+
+        from .configuration_timnet import TimNetConfig
+
+        network = TimNetConfig(**{**self.recipe.config, **(self.config or {})}).to_dict()
+        own = sorted(set(network) - set(PreTrainedConfig().to_dict()))
+        return {
+            **{f"features.{name}": value for name, value in sorted(extractor.to_dict().items())},
+            **{f"network.{name}": network[name] for name in own},
         }
 
     def fingerprint(self) -> str:
