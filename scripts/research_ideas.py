@@ -326,7 +326,6 @@ IDEAS: dict[str, Callable[[], dict[str, Any]]] = {
     "three-together": dict,
     "three-distilled": dict,
     "masked-frames": dict,
-    "masked-own-frames": dict,
     **parts.PARTS,
     **dict.fromkeys(parts.INPUTS, dict),
 }
@@ -339,13 +338,22 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 IDEAS |= dict.fromkeys(ARGUMENTS, IDEAS["from-emodb"])
 
+#: Gaps filled in the training's own recordings first, and how.
+GAPS: dict[str, dict[str, Any]] = {
+    "masked-own-frames": {},
+    "masked-own-frames-steps-1600": {"steps": 1600},
+    "masked-own-frames-token": {"token": True},
+    "own-frames-ahead": {"ahead": 4},
+}
+IDEAS |= dict.fromkeys(GAPS, dict)
+
 
 def taught(idea: str) -> Callable[..., Any]:
     """How one fold is learned: three times, and asked together or distilled, or gaps first."""
 
     def run(store: FeatureStore, rows: Any, recipe: Recipe, extractor: Any, seed: int) -> Any:
-        if idea == "masked-own-frames":
-            with patched(parts.masked_frames(recipe, extractor, store, rows)):
+        if idea in GAPS:
+            with patched(parts.masked_frames(recipe, extractor, store, rows, **GAPS[idea])):
                 return train_on(store, rows, recipe, extractor, seed)
         results = [train_on(store, rows, recipe, extractor, 100 * seed + n) for n in range(3)]
         models = [one.model.eval() for one in results]

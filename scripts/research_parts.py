@@ -124,33 +124,55 @@ def masked_frames(
     rows: np.ndarray,
     steps: int = 640,
     share: float = 0.3,
+    ahead: int = 0,
+    token: bool = False,
 ) -> dict[str, Any]:
     """Start from weights that have learned to fill gaps in these recordings, without labels.
 
     About ``share`` of the frames are blanked out in runs of eight; a linear layer on both
-    directions' last block guesses them.
+    directions' last block guesses them. With ``token`` a learned frame stands in the gaps, not
+    nought. With ``ahead`` nothing is blanked out: each direction guesses the frame that is so many
+    ahead of where it is (autoregressive predictive coding, arXiv 1904.03240).
     """
     torch.manual_seed(0)
     model = build_model(recipe, store.label_names).train()
-    network, size = model.timnet, model.config.input_size
-    head = nn.Linear(model.config.num_streams * model.config.hidden_size, size)
-    weights = [*network.parameters(), *head.parameters()]
+    network, config = model.timnet, model.config
+    size, width = config.input_size, config.num_streams * config.hidden_size
+    directions = config.num_directions if ahead else 1
+    heads = nn.ModuleList(nn.Linear(width // directions, size) for _ in range(directions))
+    blank = nn.Parameter(0.5 * torch.randn(size) if token else torch.zeros(size), token)
+    weights = [*network.parameters(), *heads.parameters(), blank]
     data = training.AugmentedSet(
         store, rows, normalized(extractor, store, rows), recipe.augmentation
     )
     optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    losses = []
-    for _ in range(steps):
-        batch = training.collate(data.__getitems__(torch.randperm(len(rows))[:32].tolist()))
-        values, mask = batch["input_values"], batch.get("attention_mask")
+
+    def gaps(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         starts = (torch.rand(*values.shape[:2]) < share / 8).float()
         hidden = F.max_pool1d(F.pad(starts[:, None], (7, 0)), 8, 1).squeeze(1).bool()
         if mask is not None:
             hidden &= mask.bool()
-        seen = values.masked_fill(hidden[..., None], 0)
-        guess = head(network(seen, attention_mask=mask).last_hidden_state)
-        loss = F.mse_loss(guess[hidden], values[hidden])
+        seen = torch.where(hidden[..., None], blank, values)
+        guess = heads[0](network(seen, attention_mask=mask).last_hidden_state)
+        return F.mse_loss(guess[hidden], values[hidden])
+
+    def next_ones(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        state = network(values, attention_mask=mask).last_hidden_state
+        valid = torch.ones(values.shape[:2]).bool() if mask is None else mask.bool()
+        valid = valid[:, ahead:]
+        losses = []
+        for turn, (head, part) in enumerate(zip(heads, state.chunk(directions, -1), strict=True)):
+            here, there = (part[:, ahead:], values[:, :-ahead])  # reads backwards
+            if turn == 0:
+                here, there = (part[:, :-ahead], values[:, ahead:])
+            losses.append(F.mse_loss(head(here)[valid], there[valid]))
+        return torch.stack(losses).mean()
+
+    losses = []
+    for _ in range(steps):
+        batch = training.collate(data.__getitems__(torch.randperm(len(rows))[:32].tolist()))
+        loss = (next_ones if ahead else gaps)(batch["input_values"], batch.get("attention_mask"))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
