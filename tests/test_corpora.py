@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -130,6 +131,7 @@ def test_every_row_is_complete(corpus) -> None:
     ("name", "path", "label", "speaker", "sentence"),
     [
         ("casia", "CASIA/ZhaoZuoxiang/fear/250.wav", "fear", "ZhaoZuoxiang", "250"),
+        ("casia", "CASIA/fear/250-fear-ZhaoZuoxiang.wav", "fear", "ZhaoZuoxiang", "250"),
         ("emodb", "wav/16b10Lb.wav", "boredom", "16", "b10"),
         ("emodb", "03a01Wa.wav", "angry", "03", "a01"),
         ("emodb", "03a01Ea.flac", "disgust", "03", "a01"),
@@ -161,6 +163,7 @@ def test_names_are_read_as_the_owners_mean_them(name, path, label, speaker, sent
     [
         ("casia", "wangzhe/angry/251.wav"),
         ("casia", "wangzhe/angry/201.lab"),
+        ("casia", "angry/251-angry-wangzhe.wav"),
         ("emodb", "wav/03a01Xa.wav"),
         ("emodb", "wav/x03a01Fa.wav"),
         ("ravdess", "Actor_01/03-02-01-01-01-01-01.wav"),
@@ -216,6 +219,30 @@ def test_savee_is_found_in_its_other_layout(copies, tmp_path) -> None:
     flat, nested = load_corpus("savee", copies("savee")), load_corpus("savee", tmp_path)
     assert list(flat["label"]) == list(nested["label"])
     assert list(flat["speaker"]) == list(nested["speaker"])
+
+
+def test_casia_is_found_under_the_names_it_is_often_repacked_under(copies, tmp_path) -> None:
+    files = published_layout("casia")
+    for path, content in files.items():
+        if path.count("/") == 2:
+            speaker, emotion, number = path.split("/")
+            write({f"{emotion}/{number[:3]}-{emotion}-{speaker}{number[3:]}": content}, tmp_path)
+    report = check_corpus("casia", tmp_path)
+    assert report.n_files == 1200 and not report.faults
+    published, repacked = load_corpus("casia", copies("casia")), load_corpus("casia", tmp_path)
+    for column in ("label", "speaker", "sentence"):
+        assert list(published[column]) == list(repacked[column])
+
+
+def test_mixed_case_makes_no_second_speaker_and_no_second_sentence(copies, tmp_path) -> None:
+    """A sentence under two spellings would be on both sides of a fold that leaves it out."""
+    before = load_corpus("emovo", copies("emovo"))
+    for path, content in published_layout("emovo").items():
+        shouted = path.startswith("f1") and path.endswith("-b1.wav") or path.startswith("m2/sor")
+        write({path.upper() if shouted else path: content}, tmp_path)
+    after = load_corpus("emovo", tmp_path)
+    for column in ("label", "speaker", "sentence"):
+        assert list(after[column]) == list(before[column])
 
 
 def test_casia_speakers_may_be_spelled_differently(copies, tmp_path) -> None:
@@ -302,11 +329,70 @@ def test_iemocap_misses_what_its_annotations_name(tmp_path) -> None:
     assert report.class_counts == {"angry": 8, "happy": 0, "neutral": 0, "sad": 0}
 
 
+def test_iemocap_names_the_recordings_of_a_dialog_without_annotation(tmp_path) -> None:
+    files = iemocap_layout({"ang": 60, "sad": 60})
+    lacking = "Session3/dialog/EmoEvaluation/Ses03F_impro05.txt"
+    recordings = {p for p in files if "Ses03F_impro05/" in p}
+    del files[lacking]
+    report = check_corpus("iemocap", write(files, tmp_path))
+    assert recordings and set(report.extra) == recordings
+
+
+def test_iemocap_is_read_in_lower_case_too(tmp_path) -> None:
+    files = {path.lower(): data for path, data in iemocap_layout({"ang": 9, "fru": 9}).items()}
+    report = check_corpus("iemocap", write(files, tmp_path))
+    assert report.class_counts["angry"] == 9
+    assert report.missing == report.extra == ()
+
+
 def test_iemocap_without_its_annotations_says_what_is_missing(tmp_path) -> None:
     files = iemocap_layout({"ang": 9})
     tree = write({path: data for path, data in files.items() if "Evaluation" not in path}, tmp_path)
     with pytest.raises(CorpusError, match="9 recordings of IEMOCAP, but no text file .*Evaluation"):
         load_corpus("iemocap", tree)
+
+
+def test_of_casia_a_foreign_folder_is_named_and_nothing_else(copies, tmp_path) -> None:
+    shutil.copytree(copies("casia"), tmp_path / "casia")
+    write({"mine/test/angry/201.wav": wav(9_000)}, tmp_path)
+    report = check_corpus("casia", tmp_path)
+    assert report.missing == () and report.unexpected == ("test/angry/201",)
+
+
+def test_of_casia_a_whole_speaker_is_missed(copies, tmp_path) -> None:
+    tree = shutil.copytree(copies("casia"), tmp_path / "casia")
+    shutil.rmtree(tree / "wangzhe")
+    report = check_corpus("casia", tree)
+    assert len(report.missing) == 300 and report.missing[0] == "wangzhe/angry/201"
+
+
+def test_a_name_that_no_table_can_hold_is_told_before_any_training(emodb_copy, caplog) -> None:
+    """Archives of names in another encoding unpack to such folders."""
+    folder = os.fsencode(emodb_copy) + "/相同文本".encode("gbk")
+    os.mkdir(folder)
+    os.rename(os.fsencode(emodb_copy / "wav/03a01Fa.wav"), folder + b"/03a01Fa.wav")
+    report = check_corpus("emodb", emodb_copy)
+    assert list(report.undecodable) == ["03a01Fa"]
+    assert "not valid UTF-8; rename the file, or the folder" in report.undecodable["03a01Fa"]
+    str(report).encode()  # can be printed
+    with pytest.raises(CorpusError, match="not as published:\n *undecodable: .*not valid UTF-8"):
+        load_corpus("emodb", emodb_copy)
+    assert len(load_corpus("emodb", emodb_copy, strict=False)) == 534
+    assert "not valid UTF-8" in caplog.text
+
+
+def test_a_folder_that_may_not_be_read_is_told(emodb_copy, monkeypatch, caplog) -> None:
+    (emodb_copy / "more").mkdir()
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert len(load_corpus("emodb", emodb_copy)) == 535
+    assert "more: cannot be read (Permission denied); check its permissions" in caplog.text
 
 
 def test_recordings_that_were_never_published_are_named(emodb_copy) -> None:
@@ -408,6 +494,17 @@ def test_real_emodb_is_the_published_one(emodb_dir) -> None:
     assert report.ok, str(report)
     dataset = load_corpus("emodb", emodb_dir.parent)
     assert dataset_checksum(dataset) == CORPORA["emodb"].checksum
+
+
+def test_real_emodb_is_the_published_one_however_it_is_put(emodb_dir, tmp_path) -> None:
+    for number, path in enumerate(sorted(emodb_dir.rglob("*.wav"))):
+        name = [path.name, path.name.upper(), path.name.lower()][number % 3]
+        place = tmp_path / path.name[:2]
+        place.mkdir(exist_ok=True)
+        (place / name).symlink_to(path)
+    report = check_corpus("emodb", tmp_path)
+    assert report.ok, str(report)
+    assert report.checksum == CORPORA["emodb"].checksum
 
 
 def test_real_ravdess_has_its_one_identical_pair(ravdess_dir) -> None:

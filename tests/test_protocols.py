@@ -248,8 +248,36 @@ def test_emobox_names_what_does_not_match() -> None:
 def test_emobox_needs_a_corpus_that_has_such_folds(data) -> None:
     with pytest.raises(ProtocolError, match="say which one"):
         make_folds(data, "emobox")
-    with pytest.raises(ProtocolError, match="no emobox folds of IEMOCAP"):
-        make_folds(data, "emobox", corpus="iemocap")
+
+
+def iemocap(count: int) -> Dataset:
+    """So many recordings of five sessions with two voices each, as far as their names go."""
+    numbers = range(count)
+    dialogs = [f"Ses0{n % 5 + 1}F_impro01" for n in numbers]
+    names = [f"{dialog}_{'FM'[n // 5 % 2]}{n:04d}" for n, dialog in enumerate(dialogs)]
+    return rows(
+        [n // 10 % 4 for n in numbers],
+        names=list(CORPORA["iemocap"].labels),
+        path=[
+            f"/d/Session{n % 5 + 1}/sentences/wav/{dialogs[n]}/{name}.wav"
+            for n, name in enumerate(names)
+        ],
+    )
+
+
+def test_emobox_folds_of_iemocap_are_its_sessions() -> None:
+    data = iemocap(CORPORA["iemocap"].n_files)
+    folds = make_folds(data, "emobox", corpus="iemocap")
+    assert_partition(folds, len(data))
+    assert [fold.name for fold in folds] == [f"emobox-{n}" for n in range(1, 6)]
+    paths = column(data, "path")
+    for number, fold in enumerate(folds, start=1):
+        assert {path.split("/")[2] for path in paths[fold.test]} == {f"Session{number}"}
+
+
+def test_emobox_folds_of_a_part_of_iemocap_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="IEMOCAP are of 5531 recordings, the dataset has 40"):
+        make_folds(iemocap(40), "emobox", corpus="iemocap")
 
 
 def test_shipped_folds_are_those_of_the_reference_table(

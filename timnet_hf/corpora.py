@@ -30,6 +30,7 @@ from .recordings import (
     identical_recordings,
     make_dataset,
     relative_names,
+    unwritable_name,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class CorpusReport:
         identical: Names of different recordings that decode to the same samples. Some corpora are
             published with such pairs; splits keep them together.
         undecodable: Name → reason, for files that cannot be decoded, or only in part.
-        checksum: `dataset_checksum` of the files found, or None where one cannot be opened.
+        checksum: `dataset_checksum` of the files found, or None where one cannot be opened. Where
+            that of the published files is known, the files count under their published names.
         expected_checksum: That of the published files, where it is known and comparable: the copy
             is complete and not repacked.
     """
@@ -253,6 +255,9 @@ def _survey(
         except AudioError as error:
             undecodable[utterance.name] = str(error)
             continue
+        if problem := unwritable_name(utterance.path):
+            undecodable[utterance.name] = problem
+            continue
         loadable.append(utterance)
         names_of[content.digest].append(utterance.name)
         if content.problem:
@@ -299,8 +304,14 @@ def _with_checksum(
     """Add the checksum, and the published one where the two can be compared."""
     paths = [utterance.path for utterance in utterances]
     comparable = not report.missing and all(path.lower().endswith(".wav") for path in paths)
+    names = common_names(paths)
+    if corpus.checksum and comparable:
+        # Wherever they lie and however their names are written: what counts is what is in them.
+        published = {one.casefold(): one for fold in corpus.emobox_folds().values() for one in fold}
+        own = [utterance.name for utterance in utterances]
+        names = [f"{published.get(name.casefold(), name)}.wav" for name in own]
     try:
-        checksum = files_checksum(dict(zip(common_names(paths), paths, strict=True)))
+        checksum = files_checksum(dict(zip(names, paths, strict=True)))
     except CorpusError:  # a file that cannot even be opened stands among the undecodable ones
         return report
     return replace(

@@ -8,9 +8,10 @@ archives are no recordings.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from .audio import AUDIO_EXTENSIONS, natural_key
 from .corpus_table import Corpus, CorpusError, Utterance
 
 __all__ = ["Scan", "audio_below", "is_audio", "listed", "require_folder", "scan"]
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 10  # names that a message lists before it counts the rest
 
@@ -33,7 +36,8 @@ class Scan:
         duplicates: Groups of files that bear the name of one recording; the first of each group
             is among ``utterances``.
         expected: Names of all published recordings, or empty where they are not known.
-        strays: Audio files that lie among the recordings and are none.
+        strays: Audio files that lie among the recordings and are none, and recordings whose
+            emotion should stand in an annotation file and does not.
     """
 
     root: str
@@ -73,8 +77,11 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
     root = require_folder(data_dir)
     files = _files_below(root)
     emotions = _annotated(corpus, files)
+    class_of = {name.casefold(): label for name, label in emotions.items()}
     copies: dict[str, list[Utterance]] = defaultdict(list)
-    others, unlabelled = [], 0
+    others: list[str] = []
+    unannotated: list[str] = []
+    unlabelled = 0
     for path in files:
         utterance = corpus.parse(path.replace(os.sep, "/"))
         if utterance is None:
@@ -82,11 +89,11 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
             continue
         utterance = replace(utterance, path=path)
         if corpus.annotations:
-            label = emotions.get(utterance.name)
+            label = class_of.get(utterance.name.casefold())
             if label is None:
                 unlabelled += 1
-                if utterance.name not in emotions:  # else an emotion that the task leaves out
-                    others.append(path)
+                if utterance.name.casefold() not in class_of:  # else one that the task leaves out
+                    unannotated.append(path)
                 continue
             utterance = replace(utterance, label=label)
         copies[utterance.name.casefold()].append(utterance)
@@ -94,13 +101,13 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
         raise CorpusError(_nothing_found(corpus, data_dir, unlabelled))
     for same in copies.values():
         same.sort(key=_preference)
-    chosen = sorted((same[0] for same in copies.values()), key=_paper_order)
+    chosen = sorted(_spelled_alike([same[0] for same in copies.values()]), key=_paper_order)
     folders = {os.path.dirname(utterance.path) for utterance in chosen}
-    strays = (
+    strays = [
         p
         for p in others
         if os.path.dirname(p) in folders and not corpus.leaves_out(p.replace(os.sep, "/"))
-    )
+    ]
     return Scan(
         root=root,
         utterances=tuple(chosen),
@@ -108,7 +115,7 @@ def scan(corpus: Corpus, data_dir: str | os.PathLike[str]) -> Scan:
         expected=frozenset(name for name, label in emotions.items() if label)
         if corpus.annotations
         else _published(corpus, chosen),
-        strays=tuple(path for path in strays if is_audio(path)),
+        strays=tuple(p for p in sorted([*strays, *unannotated], key=natural_key) if is_audio(p)),
     )
 
 
@@ -138,7 +145,7 @@ def listed(items: Iterable[str], separator: str = ", ") -> str:
 def _files_below(root: str) -> list[str]:
     """All visible files below a folder, in natural order; links are followed, loops are not."""
     found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_tell, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:
             folders.clear()
@@ -147,6 +154,11 @@ def _files_below(root: str) -> list[str]:
         folders[:] = sorted(name for name in folders if _is_visible(name))
         found += [os.path.join(folder, name) for name in files if _is_visible(name)]
     return sorted(found, key=natural_key)
+
+
+def _tell(error: OSError) -> None:
+    """What lies in a folder that may not be read is not missing."""
+    logger.warning("%s: cannot be read (%s); check its permissions", error.filename, error.strerror)
 
 
 def _is_visible(name: str) -> bool:
@@ -166,6 +178,23 @@ def _preference(utterance: Utterance) -> tuple[bool, int, list[tuple[list[tuple[
 
 def _paper_order(utterance: Utterance) -> tuple[str, list[tuple[list[tuple[int, str]], str]]]:
     return utterance.label or "", natural_key(utterance.order)
+
+
+def _spelled_alike(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Speakers and sentences as most names spell them: a copy may mix upper and lower case."""
+    usual: dict[str, dict[str, str]] = {}
+    for column in ("speaker", "sentence"):
+        counts = Counter(getattr(utterance, column) or "" for utterance in utterances)
+        spellings = sorted(counts, key=lambda text: (counts[text], text))
+        usual[column] = {text.casefold(): text for text in spellings}
+    return [
+        replace(
+            utterance,
+            speaker=usual["speaker"][utterance.speaker.casefold()],
+            sentence=utterance.sentence and usual["sentence"][utterance.sentence.casefold()],
+        )
+        for utterance in utterances
+    ]
 
 
 def _natural(names: Iterable[str]) -> tuple[str, ...]:
@@ -199,7 +228,8 @@ def _published(corpus: Corpus, found: Sequence[Utterance]) -> frozenset[str]:
         # speaker has said everything.
         listed = {name.partition("/")[0].casefold() for name in names}
         speakers = {utterance.speaker for utterance in found}
-        if not {speaker.casefold() for speaker in speakers} <= listed:
+        folded = {speaker.casefold() for speaker in speakers}
+        if not (listed <= folded or folded <= listed):
             said = {name.partition("/")[2] for name in names}
             names = [f"{speaker}/{what}" for speaker in speakers for what in said]
     return frozenset(names)

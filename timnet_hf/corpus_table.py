@@ -8,8 +8,9 @@ no corpus by name.
 
 Counts are those of the published corpora; seeds and the choice of classes are those of the TIM-Net
 authors (arXiv 2211.08233). The public EmoBox folds (Ma et al., Interspeech 2024,
-https://github.com/emo-box/EmoBox) lie in ``data/emobox_folds.json``; for five corpora they name
-every recording, so they also serve as the list that a copy is checked against.
+https://github.com/emo-box/EmoBox) lie in ``data/emobox_folds.json`` for five corpora, where they
+name every recording and so serve as the list that a copy is checked against. Those of the sixth,
+IEMOCAP, are its five sessions.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Utterance:
         speaker: Speaker, by the owners' name.
         sentence: What is spoken, by the owners' code; None where the name does not tell.
         order: The file name that places the recording within its class.
+        emobox: The public EmoBox fold that tests on it, where the name tells.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Utterance:
     speaker: str
     sentence: str | None
     order: str
+    emobox: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,13 @@ class Corpus:
         layout: The owners' layout, for people.
         pattern: Regular expression on the end of a path (``/``-separated, case ignored). Its named
             groups fill the formats below; ``emotion`` is looked up in ``codes``.
+        repacked: The same for names that copies are often repacked under.
         codes: Emotion code (lower case) to class.
         name_format: The corpus' own name of a recording.
         speaker_format: The speaker.
         sentence_format: The sentence, or None where file names do not tell it.
         order_format: The file name that orders recordings within a class; None: ``name_format``.
+        emobox_format: The public EmoBox fold that tests on a recording, where its name tells.
         left_out: Regular expression on paths of audio that belongs to the corpus, but not to the
             task (song, other emotions): neither read nor reported.
         annotations: Regular expression on paths of text files that hold the emotions, where file
@@ -120,6 +125,8 @@ class Corpus:
     speaker_format: str = "{speaker}"
     sentence_format: str | None = "{sentence}"
     order_format: str | None = None
+    repacked: str | None = None
+    emobox_format: str | None = None
     left_out: str | None = None
     annotations: str | None = None
     annotation: str | None = None
@@ -152,6 +159,8 @@ class Corpus:
             ('happy', '03', 'a01')
         """
         match = _compile(self.pattern).search(path)
+        if match is None and self.repacked is not None:
+            match = _compile(self.repacked).search(path)
         if match is None:
             return None
         groups = match.groupdict(default="")
@@ -166,6 +175,7 @@ class Corpus:
             speaker=self.speaker_format.format(**groups),
             sentence=sentence,
             order=(self.order_format or self.name_format).format(**groups),
+            emobox=self.emobox_format and self.emobox_format.format(**groups),
         )
 
     def leaves_out(self, path: str) -> bool:
@@ -177,7 +187,7 @@ class Corpus:
         return self.annotations is not None and bool(_compile(self.annotations).search(path))
 
     def emobox_folds(self) -> dict[str, tuple[str, ...]]:
-        """The public EmoBox test folds: fold to names of recordings; empty where there are none."""
+        """The public EmoBox test folds: fold to names of recordings; empty without a list."""
         return {fold: tuple(names.split()) for fold, names in _emobox().get(self.name, {}).items()}
 
 
@@ -222,6 +232,8 @@ _ROWS = (
         codes={e: e for e in ("angry", "fear", "happy", "neutral", "sad", "surprise")},
         name_format="{speaker}/{emotion}/{sentence}",
         order_format="{sentence}-{emotion}-{speaker}",
+        repacked=r"(?P<sentence>2(?:0[1-9]|[1-4]\d|50))"
+        r"-(?P<emotion>angry|fear|happy|neutral|sad|surprise)-(?P<speaker>[^/-]+)" + _AUDIO,
         left_out=r"[^/]+/(?:angry|fear|happy|neutral|sad|surprise)/\d+" + _AUDIO,
         class_counts=dict.fromkeys(("angry", "fear", "happy", "neutral", "sad", "surprise"), 200),
         n_speakers=4,
@@ -303,6 +315,7 @@ _ROWS = (
         name_format="{utterance}",
         speaker_format="Ses{session}{gender}",
         sentence_format=None,
+        emobox_format="{session}",
         left_out=r"Session\d/(?:dialog/|sentences/(?!wav/)).*",
         annotations=r"Session\d/dialog/EmoEvaluation/[^/]+\.txt",
         annotation=r"(?m)^\[[^\]\n]*\]\s+(?P<name>Ses\w+)\s+(?P<emotion>\w+)\s",

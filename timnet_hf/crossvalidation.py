@@ -145,25 +145,57 @@ def _fold_path(folder: Path, seed: int, fold: Fold) -> Path:
     return folder / "folds" / f"seed-{seed}" / f"{fold.name}.json"
 
 
+def refuse_another_run(
+    folder: Path,
+    plan: Plan,
+    extractor: TimNetFeatureExtractor,
+    make_folds: Callable[[int], list[Fold]],
+) -> None:
+    """Look whether a folder is free, or holds the run that is planned; nothing is written.
+
+    Raises:
+        CrossValidationError: It holds a run with another configuration or other folds.
+    """
+    _note_of(folder, plan, extractor)
+    for seed in plan.seeds:
+        for fold in make_folds(seed):
+            _read_fold(folder, plan, seed, fold)
+
+
 def _claim(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> None:
     """Note the configuration in the run's folder, or check that it is the one noted there."""
     from .provenance import versions
 
-    path = folder / "run.json"
-    fixed, meant = (
-        json.loads(json.dumps(part, default=list)) for part in (plan.fixed(), plan.meant(extractor))
-    )
-    if not path.exists():
+    note = _note_of(folder, plan, extractor)
+    fixed, meant = plan.fixed(), plan.meant(extractor)
+    if note is None:
         note = {"fixed": fixed, "meant": meant, "command": plan.command, "versions": versions()}
-        write_json(path, note)
+    elif "meant" not in note:  # a run from before this was noted
+        note = {"fixed": note["fixed"], "meant": meant, **note}
+    else:
         return
+    write_json(folder / "run.json", note)
+
+
+def _note_of(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> dict[str, Any] | None:
+    """What was noted when the run in a folder began; None where there is none.
+
+    Raises:
+        CrossValidationError: The run has another configuration, or the note is damaged.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return None
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = dict(json.loads(path.read_text(encoding="utf-8")))
         noted, noted_meant = dict(note["fixed"]), dict(note.get("meant", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CrossValidationError(
             f"{path}: is damaged. Move {folder} away, or choose another results folder."
         ) from error
+    fixed, meant = (
+        json.loads(json.dumps(part, default=list)) for part in (plan.fixed(), plan.meant(extractor))
+    )
     differing = sorted(key for key in {*fixed, *noted} if fixed.get(key, 0) != noted.get(key, 0))
     # A setting that there was not yet has a default that changes nothing.
     differing += sorted(key for key in {*meant} & {*noted_meant} if meant[key] != noted_meant[key])
@@ -172,8 +204,7 @@ def _claim(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> None:
             f"{folder}: holds a run with another {', '.join(differing)}. "
             "Move it away, or choose another results folder."
         )
-    if "meant" not in note:  # a run from before this was noted
-        write_json(path, {"fixed": noted, "meant": meant, **note})
+    return note
 
 
 def _read_fold(folder: Path, plan: Plan, seed: int, fold: Fold) -> dict[str, Any] | None:
@@ -261,5 +292,6 @@ __all__ = [
     "cross_validate",
     "finished_seeds",
     "read_folds",
+    "refuse_another_run",
     "write_json",
 ]

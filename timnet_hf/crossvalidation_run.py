@@ -15,6 +15,7 @@ from .crossvalidation import (
     cross_validate,
     finished_seeds,
     read_folds,
+    refuse_another_run,
 )
 from .experiment import Data, Progress, named_progress
 from .output_folder import told_when_full
@@ -109,6 +110,7 @@ def run_cross_validation(
         command=command,
     )
     extractor = build_extractor(recipe, *data.corpora)
+    refuse_another_run(plan.folder(results), plan, extractor, folds_of)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, named_progress(progress, "features")
     )

@@ -36,6 +36,7 @@ import numpy as np
 from .audio import natural_key
 from .corpora import find_corpus, identical_recordings
 from .corpus_scan import listed
+from .corpus_table import Corpus, Utterance
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -229,16 +230,19 @@ def _emobox_folds(dataset: Dataset, corpus: str | None) -> dict[str, np.ndarray]
     if corpus is None:
         raise ProtocolError("the emobox folds belong to a corpus; say which one the dataset is")
     table = find_corpus(corpus)
-    published = table.emobox_folds()
-    if not published:
-        raise ProtocolError(f"there are no emobox folds of {table.title} here; use loso or kfold")
-    fold_of = {name.casefold(): fold for fold, part in published.items() for name in part}
     paths = list(dataset["path"])
     parsed = [table.parse(path.replace(os.sep, "/")) for path in paths]
+    if table.emobox_format is not None:
+        return _told_folds(table, parsed)
+    published = table.emobox_folds()
+    fold_of = {name.casefold(): fold for fold, part in published.items() for name in part}
     names = [utterance.name.casefold() if utterance else "" for utterance in parsed]
     if unlisted := [p for p, name in zip(paths, names, strict=True) if name not in fold_of]:
         raise ProtocolError(
-            f"{len(unlisted)} recordings are in no emobox fold of {table.title}: {listed(unlisted)}"
+            f"{len(unlisted)} recordings are in no emobox fold of {table.title}: "
+            f"{listed(unlisted)}; bring their names into the owners' form, for example "
+            f"{table.layout}"
+            + (", with the speakers spelled as in the folds" if table.speakers_vary else "")
         )
     if lacking := sorted(fold_of.keys() - set(names)):
         raise ProtocolError(
@@ -247,6 +251,20 @@ def _emobox_folds(dataset: Dataset, corpus: str | None) -> dict[str, np.ndarray]
         )
     folds = np.array([fold_of[name] for name in names])
     return {f"emobox-{fold}": np.flatnonzero(folds == fold) for fold in published}
+
+
+def _told_folds(table: Corpus, parsed: Sequence[Utterance | None]) -> dict[str, np.ndarray]:
+    """The public folds of a corpus whose names tell them: IEMOCAP's are its sessions."""
+    if len(parsed) != table.n_files or None in parsed:
+        raise ProtocolError(
+            f"the emobox folds of {table.title} are of {table.n_files} recordings, the dataset has "
+            f"{sum(one is not None for one in parsed)} of them; load the whole corpus"
+        )
+    folds = np.array([one.emobox if one else "" for one in parsed])
+    return {
+        f"emobox-{number}": np.flatnonzero(folds == fold)
+        for number, fold in enumerate(np.unique(folds), start=1)
+    }
 
 
 def _one_each(dataset: Dataset, column: str) -> dict[str, np.ndarray]:

@@ -84,10 +84,8 @@ def make_dataset(
     from datasets import Audio, ClassLabel, Dataset, Features, Value
 
     for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise CorpusError(f"{path!r}: the name is not valid UTF-8; rename the file") from None
+        if problem := unwritable_name(path):
+            raise CorpusError(problem)
     text = Value("string")
     index = {name: number for number, name in enumerate(names)}
     columns: dict[str, Any] = {
@@ -104,6 +102,15 @@ def make_dataset(
     dataset = Dataset.from_dict(columns, features=Features(features))
     # Building with Audio encodes, which needs torchcodec; casting a column of paths does not.
     return dataset.cast_column("audio", Audio(decode=False))
+
+
+def unwritable_name(path: str) -> str | None:
+    """What is wrong with a path that no table can hold, or None."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"{path!r}: the name is not valid UTF-8; rename the file, or the folder it lies in"
+    return None
 
 
 def content_of(source: str | bytes) -> Content:
@@ -178,7 +185,7 @@ def dataset_checksum(dataset: Dataset) -> str:
 def files_checksum(files: Mapping[str, str | bytes]) -> str:
     """`dataset_checksum` of files given by name: a path, or the content itself, for each."""
     total = hashlib.sha256()
-    for name, source in sorted(files.items(), key=lambda item: item[0].encode()):
+    for name, source in sorted(files.items(), key=lambda item: os.fsencode(item[0])):
         digest = hashlib.sha256(source if isinstance(source, bytes) else b"")
         if isinstance(source, str):
             try:
@@ -187,7 +194,7 @@ def files_checksum(files: Mapping[str, str | bytes]) -> str:
                         digest.update(chunk)
             except OSError as error:
                 raise CorpusError(f"{source}: cannot be read ({error.strerror})") from error
-        total.update(f"{digest.hexdigest()}  {name}\n".encode())
+        total.update(os.fsencode(f"{digest.hexdigest()}  {name}\n"))
     return total.hexdigest()
 
 
