@@ -247,6 +247,12 @@ VARIANTS: dict[str, Recipe] = {
         39, n_fft=2048, win_length=1504, num_mel_bins=128
     ),
     "centered-window-32ms": centered_features(39, n_fft=512, win_length=512, hop_length=256),
+    # Whole, silence and all, as loud as it was made, up to 11 kHz; by this training and network.
+    "centered-published-features": dataclasses.replace(
+        with_config(num_centered_members=2), preset="paper", features={"num_samples": None}
+    ),
+    # And the published training and network too.
+    "published": dataclasses.replace(RECIPES["paper"], features={"num_samples": 110_000}),
     "speeds-only-window-94ms": with_features(n_fft=2048, win_length=1504),
     "speeds-only-window-94ms-128-bands": with_features(
         n_fft=2048, win_length=1504, num_mel_bins=128
