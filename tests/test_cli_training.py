@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import timnet_hf.training
-from timnet_hf import reporting
+from timnet_hf import feature_store, reporting
 from timnet_hf.recipes import RECIPES
 from timnet_hf.training import ProgressReport
 
+from .test_corpora import published_layout, write
 from .timnet_command import Ended, Timnet, in_this_process
 from .tiny_training import tiny_recipe, write_recordings
 
@@ -82,6 +83,25 @@ class TestTrain:
 
         assert ended.status == 0
         assert {one["label"] for one in json.loads(ended.out)} <= {"angry", "happy"}
+
+    @pytest.mark.parametrize("command", ["train", "cross-validate"])
+    def test_a_corpus_that_is_not_as_published_is_taken_as_it_is_on_request(
+        self, command: str, timnet: Timnet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def begin(dataset: Any, *_: Any) -> None:
+            raise InterruptedError(f"work on {len(dataset)} recordings")
+
+        monkeypatch.setattr(feature_store, "compute_features", begin)
+        data = write(published_layout("savee"), tmp_path / "data")
+        (data / "ALL" / "DC_a01.wav").unlink()
+        where = ("--output-dir" if command == "train" else "--results", tmp_path / "out")
+        words = (command, "--corpus", "savee", "--data-dir", data, *where)
+
+        ended = timnet(*words)
+
+        assert ended.status != 0
+        assert "missing: DC_a01" in ended.err and "--as-is on the command line" in ended.err
+        assert "work on 479 recordings" in timnet(*words, "--as-is").err
 
     def test_takes_one_sub_folder_a_class_in_any_format(
         self, timnet: Timnet, tmp_path: Path

@@ -312,13 +312,14 @@ def test_a_missing_folder_is_an_error(tmp_path) -> None:
 # --- incomplete and damaged copies ------------------------------------------------------------
 
 
-def test_missing_files_are_named(emodb_copy) -> None:
+def test_missing_files_are_named(emodb_copy, caplog) -> None:
     (emodb_copy / "wav/03a01Fa.wav").unlink()
     (emodb_copy / "wav/16b10Wb.wav").unlink()
     with pytest.raises(CorpusError, match="missing: 03a01Fa, 16b10Wb"):
         load_corpus("emodb", emodb_copy)
     assert check_corpus("emodb", emodb_copy).missing == ("03a01Fa", "16b10Wb")
     assert len(load_corpus("emodb", emodb_copy, strict=False)) == 533
+    assert "EMO-DB is not as published: missing: 03a01Fa, 16b10Wb" in caplog.text
 
 
 def test_iemocap_misses_what_its_annotations_name(tmp_path) -> None:

@@ -38,6 +38,13 @@ CorpusOption: TypeAlias = Annotated[
         "own data.",
     ),
 ]
+AsIsOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--as-is",
+        help="Take a corpus that is not as published as it is; what cannot be decoded is left out.",
+    ),
+]
 RecipeOption: TypeAlias = Annotated[str, typer.Option("--recipe", help="default or paper.")]
 
 
@@ -95,6 +102,7 @@ def typed_command() -> str:
 
 
 __all__ = [
+    "AsIsOption",
     "CorpusOption",
     "DataOption",
     "ModelOption",

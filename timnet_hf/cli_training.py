@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_common import (
+    AsIsOption,
     CorpusOption,
     DataOption,
     RecipeOption,
@@ -35,6 +36,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
+    as_is: AsIsOption = False,
 ) -> None:
     """Train a model; any flag of transformers.TrainingArguments may follow."""
     from .experiment import load_data, train_to_folder
@@ -49,7 +51,7 @@ def train(
     keep_freed_memory()
     chosen = get_recipe(recipe)
     overrides = _training_flags(context.args)
-    data = load_data(data_dir, corpus)
+    data = load_data(data_dir, corpus, strict=not as_is)
     say(f"{data.name}: {len(data.dataset)} recordings, recipe {recipe}, seed {seed}", err)
     try:
         with progress_bars() as progress:
@@ -125,6 +127,7 @@ def cross_validate(
         int | None, typer.Option(min=2, help="Folds of kfold and group; by default 10.")
     ] = None,
     results: Annotated[Path, typer.Option(help="Where reports go.")] = Path("results"),
+    as_is: AsIsOption = False,
 ) -> None:
     """Train and judge one model a fold; write a report."""
     from .baseline import BASELINES
@@ -139,7 +142,8 @@ def cross_validate(
     variant, config = with_ablation(ablation)
     if select not in SELECTIONS:
         raise CrossValidationError(f"Unknown --select {select!r}: {', '.join(SELECTIONS)}.")
-    data = load_data(data_dir, corpus)
+    data = load_data(data_dir, corpus, strict=not as_is)
+    test_data = load_data(data_dir, test_corpus, strict=not as_is) if test_corpus else None
     with progress_bars() as progress:
         folder, report = run_cross_validation(
             data,
@@ -154,7 +158,7 @@ def cross_validate(
             calibration=calibrate,
             group_by=group_by,
             n_folds=folds,
-            test_data=load_data(data_dir, test_corpus) if test_corpus else None,
+            test_data=test_data,
             command=typed_command(),
             progress=progress,
         )

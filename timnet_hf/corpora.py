@@ -202,11 +202,14 @@ def load_corpus(name: str, data_dir: str | os.PathLike[str], *, strict: bool = T
         faults = "\n  ".join(report.faults)
         raise CorpusError(
             f"{data_dir}: this copy of {corpus.title} is not as published:\n  {faults}\n"
-            "repair the copy until `timnet corpora check` is content; from Python, strict=False "
-            "takes what is there"
+            "repair the copy until `timnet corpora check` is content, or take what is there: "
+            "--as-is on the command line, strict=False in Python"
         )
     for problem in report.undecodable.values():
         logger.warning("%s", problem)
+    for fault in report.faults:
+        if not fault.startswith("undecodable"):  # these were named one by one
+            logger.warning("%s is not as published: %s", corpus.title, fault)
     if not utterances:
         raise CorpusError(f"{data_dir}: no recording of {corpus.title} can be decoded")
     dataset = make_dataset(

@@ -55,13 +55,15 @@ class Data:
         return self.corpora[0] if len(self.corpora) == 1 else None
 
 
-def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
+def load_data(data_dir: str | Path, corpus: str | None = None, *, strict: bool = True) -> Data:
     """Load a known corpus, several of them, or a folder of the user's own recordings.
 
     Args:
         data_dir: Folder that holds the recordings.
         corpus: A known corpus; ``emodb+ravdess`` for two of them as one, under the union of their
             labels; None for recordings of one's own.
+        strict: Refuse a copy of a corpus that is not as published, see
+            :func:`timnet_hf.corpora.load_corpus`.
 
     Raises:
         CorpusError: Something is missing or cannot be read; the message names it.
@@ -72,7 +74,9 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
     if corpus is not None and "+" in corpus:
         from .joined_corpora import join_corpora
 
-        return join_corpora([load_data(data_dir, part) for part in corpus.split("+")])
+        return join_corpora(
+            [load_data(data_dir, part, strict=strict) for part in corpus.split("+")]
+        )
     if corpus is None:
         dataset = load_folder(data_dir)
         name = Path(data_dir).resolve().name or "own"
@@ -80,7 +84,7 @@ def load_data(data_dir: str | Path, corpus: str | None = None) -> Data:
             name = f"own-{name}"
         return Data(name, (), dataset, _folder_checksum(dataset))
     name = find_corpus(corpus).name
-    dataset = load_corpus(name, data_dir)
+    dataset = load_corpus(name, data_dir, strict=strict)
     return Data(name, (name,), dataset, dataset_checksum(dataset))
 
 
