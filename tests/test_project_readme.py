@@ -36,6 +36,9 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith(("timnet ", ".venv/bin/timnet "))]
 
+#: 535 recordings, 34 times: a step or two each.
+RECIPE = tiny_recipe(num_train_epochs=1, per_device_train_batch_size=256)
+
 
 def test_the_picture_shows_the_checkpoint_that_is_shipped() -> None:
     record = CHECKPOINTS / "timnet-emodb" / "training_record.json"
@@ -67,7 +70,7 @@ def timnet(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Timnet:
     monkeypatch.chdir(world)
-    monkeypatch.setattr(recipes, "RECIPES", {"default": tiny_recipe(num_train_epochs=1)})
+    monkeypatch.setattr(recipes, "RECIPES", {"default": RECIPE})
     monkeypatch.setattr(reporting, "BOOTSTRAP_ROUNDS", 10)
     monkeypatch.setattr(space, "launch_space", lambda *_, **__: 0)
     monkeypatch.setitem(CORPORA, "emodb", replace(CORPORA["emodb"], checksum=None))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +63,8 @@ class Plan:
         return "-".join(part for part in (self.recipe.name, self.variant, leak) if part)
 
     def folder(self, results: str | Path) -> Path:
-        """Where the run lies below the results folder; each column to group by has its own."""
-        column = re.sub(r"[^A-Za-z0-9._-]+", "_", self.group_by or "")
-        protocol = f"{self.protocol}-by-{column}" if column else self.protocol
-        return Path(results) / self.corpus / protocol / self.name
+        """Where the run lies below the results folder."""
+        return Path(results) / self.corpus / self.protocol / self.name
 
     def fixed(self) -> dict[str, Any]:
         """What a resumed run must share with the run it goes on from; seeds may be added."""
