@@ -83,7 +83,7 @@ class TestLoadData:
         self, data: Data, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         recordings = data.dataset.select_columns(["path", "audio", "label", "speaker", "sentence"])
-        monkeypatch.setattr(corpora, "load_corpus", lambda *_: recordings)
+        monkeypatch.setattr(corpora, "load_corpus", lambda *_, **__: recordings)
         sums = iter("ab")
         monkeypatch.setattr(corpora, "dataset_checksum", lambda _: next(sums))
 
