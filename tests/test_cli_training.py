@@ -15,8 +15,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-import timnet_hf.training
-from timnet_hf import feature_store, reporting
+from timnet_hf import feature_store, reporting, training
 from timnet_hf.recipes import RECIPES
 from timnet_hf.training import ProgressReport
 
@@ -35,14 +34,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A default recipe and a bootstrap that take no time."""
     monkeypatch.setitem(RECIPES, "default", replace(tiny_recipe(), name="default"))
     monkeypatch.setattr(reporting, "BOOTSTRAP_ROUNDS", 20)
-
-
-@pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a training started")
-
-    monkeypatch.setattr(timnet_hf.training, "train", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +330,7 @@ class TestCrossValidate:
         def stop(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(timnet_hf.training, "train", stop)
+        monkeypatch.setattr(training, "train", stop)
 
         ended = timnet("cross-validate", "--data-dir", own, "--results", tmp_path / "r")
 

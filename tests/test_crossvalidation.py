@@ -258,9 +258,7 @@ class TestResume:
 
         assert trainings == []
 
-    def test_a_run_from_before_that_was_noted_goes_on(
-        self, tmp_path: Path, trainings: list[Trained]
-    ) -> None:
+    def test_a_run_from_before_that_was_noted_goes_on(self, tmp_path: Path) -> None:
         note = PLAN.folder(tmp_path) / "run.json"
         write_json(note, {"fixed": PLAN.fixed(), "command": "as it was"})
 

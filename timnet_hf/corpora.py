@@ -207,9 +207,8 @@ def load_corpus(name: str, data_dir: str | os.PathLike[str], *, strict: bool = T
         )
     for problem in report.undecodable.values():
         logger.warning("%s", problem)
-    for fault in report.faults:
-        if not fault.startswith("undecodable"):  # these were named one by one
-            logger.warning("%s is not as published: %s", corpus.title, fault)
+    for fault in replace(report, undecodable={}).faults:  # beside what was just named one by one
+        logger.warning("%s is not as published: %s", corpus.title, fault)
     if not utterances:
         raise CorpusError(f"{data_dir}: no recording of {corpus.title} can be decoded")
     dataset = make_dataset(
@@ -253,13 +252,13 @@ def _survey(
     undecodable: dict[str, str] = {}
     names_of: dict[str, list[str]] = defaultdict(list)  # by content
     for utterance in found.utterances:
+        if problem := unwritable_name(utterance.path):
+            undecodable[utterance.name] = problem
+            continue
         try:
             content = content_of(utterance.path)
         except AudioError as error:
             undecodable[utterance.name] = str(error)
-            continue
-        if problem := unwritable_name(utterance.path):
-            undecodable[utterance.name] = problem
             continue
         loadable.append(utterance)
         names_of[content.digest].append(utterance.name)

@@ -18,9 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .crossvalidation import (
-    write_json,
-)
+from .crossvalidation import write_json
 from .output_folder import sole_use, told_when_full
 from .ranks import is_first
 from .recipes import Recipe
