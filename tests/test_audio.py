@@ -376,5 +376,5 @@ def test_a_folder_that_cannot_be_listed_is_reported(
 
 @given(st.lists(st.text(st.characters(blacklist_characters="\0"), max_size=9)))
 def test_natural_order_takes_any_names(names: list[str]) -> None:
-    assert sorted(sorted(names, key=natural_key), key=natural_key) == sorted(names, key=natural_key)
+    assert sorted(names[::-1], key=natural_key) == sorted(names, key=natural_key)
     assert sorted(["x10", "x9", "X1", "x²"], key=natural_key) == ["X1", "x9", "x10", "x²"]

@@ -74,13 +74,18 @@ class TestPredictions:
             assert known[name].tolist() == store.labels[other].tolist() != plain[name].tolist()
 
     def test_learn_nothing_from_the_test_fold(self) -> None:
-        store = tiny_store(gap=0.1)
+        store = tiny_store(per_class=16, gap=0.1)
+        test = np.arange(0, 48, 2)
+        train, judged, garbage = test + 1, test[::2], test[1::2]
 
-        clean = predictions_of(store, TRAIN, [3])
-        beside_garbage = predictions_of(poisoned(store, [7, 11], 1e6), TRAIN, TEST)
+        clean = predictions_of(store, train, judged)
+        spoiled = poisoned(store, garbage, 1e3)
+        beside_garbage = predictions_of(spoiled, train, test)
+        learned = predictions_of(spoiled, np.concatenate([train, garbage]), judged)
 
         for name in BASELINES:
-            assert beside_garbage[name][0] == clean[name][0]
+            assert beside_garbage[name][::2].tolist() == clean[name].tolist()
+            assert learned[name].tolist() != clean[name].tolist(), "else this could not fail"
 
     def test_stand_in_the_records_of_every_seed(self) -> None:
         store, fold = tiny_store(gap=0.1), Fold("one", np.array(TRAIN), np.array(TEST))
@@ -91,4 +96,7 @@ class TestPredictions:
         expected = predictions_of(store, TRAIN, TEST)
         assert plain["baselines"] == known["baselines"]
         assert plain["baselines"] == {name: one.tolist() for name, one in expected.items()}
-        assert "adapted_baselines" in known and "adapted_baselines" not in plain
+        adapted = predictions_of(store, TRAIN, TEST, True)
+        assert known["adapted_baselines"] == {name: one.tolist() for name, one in adapted.items()}
+        assert known["adapted_baselines"] != known["baselines"], "else this could not fail"
+        assert "adapted_baselines" not in plain

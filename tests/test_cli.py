@@ -222,6 +222,20 @@ class TestPredict:
             assert (ended.status == 2) == (said is not None)
             assert said is None or said in ended.message
 
+    def test_what_is_said_of_windows_reaches_the_timeline(
+        self, timnet: Timnet, model: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+        monkeypatch.setattr(
+            "timnet_hf.timeline_formats.timeline_recordings",
+            lambda *_, **options: asked.append(options) or [],
+        )
+        timnet(
+            *("predict", clips / "1.wav", "-m", model, "--segments"),
+            *("--window", 0.4, "--hop", 0.2, "--vad", "energy"),
+        )
+        assert asked == [{"window": 0.4, "hop": 0.2, "vad": "energy"}]
+
     def test_segments_of_a_bad_file(self, timnet: Timnet, model: Path, clips: Path) -> None:
         ended = timnet("predict", clips, "-m", model, "--segments", "--format", "csv")
 

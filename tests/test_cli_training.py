@@ -141,7 +141,14 @@ class TestTrain:
         assert again.status == 2
         assert "holds checkpoints of an unfinished training" in again.message
 
-        assert train("stopped", "--resume").status == 0
+        made: list[int] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                *(ProgressReport, "on_step_end"),
+                lambda self, args, state, control, **_: made.append(state.global_step),
+            )
+            assert train("stopped", "--resume").status == 0
+        assert made == [5, 6], "it does not start over"
         torch.set_num_threads(threads)
 
         one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "stopped"))

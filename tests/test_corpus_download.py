@@ -364,14 +364,15 @@ def test_an_archive_that_lies_there_is_checked_like_one_that_comes(
     serve, tmp_path, unknown_checksum
 ) -> None:
     """Of a run that was killed, or put there by somebody; a user's own is not touched at all."""
-    server = serve(tiny_emodb())
-    download = Download(server.url, md5(tiny_emodb()))
+    content = tiny_emodb()
+    server = serve(content)
+    download = Download(server.url, md5(content))
     (tmp_path / "emodb.zip").write_bytes(b"mine")
     (tmp_path / ".emodb.zip").write_bytes(zipped({"wav/03a01Fa.wav": b"noise"}))
     with pytest.raises(CorpusError, match="checksum is .* but .* was published"):
         download_corpus("emodb", tmp_path, download=download)
     assert not server.asked and leftovers(tmp_path) == ["emodb.zip"]
-    (tmp_path / ".emodb.zip").write_bytes(tiny_emodb())
+    (tmp_path / ".emodb.zip").write_bytes(content)
     assert download_corpus("emodb", tmp_path, download=download) == tmp_path / "emodb"
     assert not server.asked and leftovers(tmp_path) == ["emodb", "emodb.zip"]
 

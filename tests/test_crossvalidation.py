@@ -350,15 +350,20 @@ class TestFingerprint:
 
 class TestJobs:
     def test_two_side_by_side_give_what_one_after_the_other_gives(
-        self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        finished: Path,
+        tmp_path: Path,
+        trainings: list[Trained],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(module.os, "cpu_count", lambda: 2)  # one thread each, as here
+        monkeypatch.setattr(module, "available_cores", lambda: 2)  # one thread each, as here
         seen: list[tuple[int, int, str]] = []
 
         folder = run(tmp_path, jobs=2, progress=lambda *now: seen.append(now))
 
         assert records(folder) == records(finished)
         assert [done for done, *_ in seen] == [0, 1, 2, 3]
+        assert trainings == [], "they are trained in other processes"
 
     @pytest.mark.parametrize(
         ("cores", "jobs", "processes", "threads"),
@@ -397,7 +402,7 @@ class TestJobs:
                 future.set_exception(BrokenProcessPool("terminated abruptly"))
                 return future
 
-        monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+        monkeypatch.setattr(module, "available_cores", lambda: 2)
         monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
 
         with pytest.raises(CrossValidationError, match="fewer --jobs; finished folds are kept"):
@@ -467,6 +472,8 @@ class TestVoices:
             assert shapes == {np.shape(record["logits"])}
             assert record["enrolled"]["all"] != record["logits"]
             assert record["enrolled"]["10"] == record["enrolled"]["all"]  # there are four
+            one, three, every = (record["enrolled"][count] for count in ("1", "3", "all"))
+            assert one != three != every != one
         plain = replace(plan, recipe=replace(plan.recipe, standardize=False))
         for record in read_folds(run(tmp_path / "plain", plain, store), plain, three_folds):
             assert "enrolled" not in record  # as the paper's recipe: there is nothing to adapt
@@ -503,6 +510,11 @@ class TestTemperature:
         folder = run(tmp_path, plan, make_folds=folds)
         found = [record["temperature"] for record in read_folds(folder, plan, folds)]
         assert all(0.05 <= value <= 20 for value in found)
+        # What a fold is judged on has no part in its temperature.
+        garbage = poisoned(tiny_store(), three_folds()[1].test, 1e4)
+        spoiled = run(tmp_path / "spoiled", plan, garbage, make_folds=lambda _: folds()[1:2])
+        (beside,) = read_folds(spoiled, plan, lambda _: folds()[1:2])
+        assert beside["temperature"] == found[1]
         plain = read_folds(run(tmp_path / "plain"), PLAN, three_folds)
         assert all("temperature" not in record for record in plain)
         # The network of the fold is the same one.

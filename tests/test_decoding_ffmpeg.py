@@ -112,23 +112,46 @@ def test_without_ffmpeg_the_error_says_what_to_install(no_ffmpeg: None, tmp_path
         decode(path)
 
 
-@pytest.mark.parametrize(
-    "playlist",
-    [
-        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{}\n#EXT-X-ENDLIST\n",
-        "ffconcat version 1.0\nfile '{}'\n",
-        "v=0\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n",
-    ],
-)
+# Left to itself, ffmpeg opens what these name.
+PLAYLISTS = {
+    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{}\n#EXT-X-ENDLIST\n",
+    "DASH": """<?xml version="1.0"?>
+        <MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S"
+        profiles="urn:mpeg:dash:profile:isoff-live:2011"><Period><AdaptationSet contentType="audio">
+        <Representation id="0" mimeType="audio/mp4" codecs="mp4a.40.2" bandwidth="64000">
+        <BaseURL>file://{}</BaseURL></Representation></AdaptationSet></Period></MPD>""",
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
 def test_a_playlist_cannot_make_ffmpeg_open_another_file(
-    playlist: str, ffmpeg: str, tmp_path: Path
+    kind: str, ffmpeg: str, tmp_path: Path
 ) -> None:
-    secret, bait = tmp_path / "secret.mp3", tmp_path / "list.wav"
-    secret.write_bytes(encode(TONE, kind="MP3"))
-    bait.write_text(playlist.format(secret))
+    secret, bait = tmp_path / "secret.mp4", tmp_path / "list.wav"
+    sound = [ffmpeg, "-loglevel", "error", "-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac"]
+    subprocess.run([*sound, "-movflags", "frag_keyframe+empty_moov", secret], check=True)
+    bait.write_text(PLAYLISTS[kind].format(secret))
+    alone = [ffmpeg, "-nostdin", "-i", f"file:{bait}", "-map", "0:a:0", "-f", "null", "-"]
+    assert subprocess.run(alone, capture_output=True, check=False).returncode == 0
 
     with pytest.raises(AudioError, match="list.wav: neither .* finds audio in it"):
         decode(bait)
+
+
+def test_ffmpeg_opens_no_address_whatever_the_format(
+    fake_ffmpeg: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_ffmpeg("good")
+    asked: list[list[str]] = []
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **more: asked.append(command) or start(command, **more)
+    )
+    decode(b"whatever")
+
+    (command,) = asked
+    before = command[: command.index("-i")]  # what stands behind is about the output
+    assert before[before.index("-protocol_whitelist") + 1] == "file,pipe"
 
 
 # What ffmpeg does after it has delivered a hundred samples and three odd bytes.

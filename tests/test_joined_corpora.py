@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -70,8 +72,9 @@ def test_cross_corpus_learns_from_one_and_is_judged_on_the_other(berlin, toronto
 
 
 def test_checksums_tell_orders_and_contents_apart(berlin, toronto):
-    both = {join_corpora(pair).sha256 for pair in ([berlin, toronto], [toronto, berlin])}
-    assert len(both) == 2
+    changed = replace(berlin, sha256="sum of other recordings")
+    pairs = ([berlin, toronto], [toronto, berlin], [changed, toronto])
+    assert len({join_corpora(pair).sha256 for pair in pairs}) == 3
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,10 @@ def test_counts_stay_integers_in_short_types():
 def test_pipelines_run_in_short_types(dtype, speech):
     torch.manual_seed(0)
     model = TimNetForAudioClassification(TimNetConfig(hidden_size=8, num_labels=3)).eval()
+    nn.init.uniform_(model.classifier.weight, -30, 30)  # so that the labels differ
     extractor = TimNetFeatureExtractor(mean=[-5.0] * 39, std=[30.0] * 39)
     wanted = pipeline("audio-classification", model=model, feature_extractor=extractor)(speech)
+    assert wanted[0]["score"] - wanted[-1]["score"] > 0.1
     short = copy.deepcopy(model).to(dtype)
     stock = pipeline("audio-classification", model=short, feature_extractor=extractor, dtype=dtype)
     for one in wanted:

@@ -49,6 +49,13 @@ def test_draws_a_picture_of_its_own(name: str, tmp_path: Path) -> None:
     assert pyplot is None or not pyplot.get_fignums()  # nothing left open
 
 
+def test_no_two_pictures_are_alike(tmp_path: Path) -> None:
+    for name, draw in DRAWINGS.items():
+        draw(tmp_path / f"{name}.png")
+
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == len(DRAWINGS)
+
+
 def test_the_same_data_make_the_same_file(tmp_path: Path) -> None:
     one, other = tmp_path / "one.png", tmp_path / "other.png"
 

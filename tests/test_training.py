@@ -235,8 +235,11 @@ class TestResume:
         assert newest_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{steps // 3 * 3}")
         torch.manual_seed(99), np.random.seed(99), random.seed(99)
 
-        resumed = run(store, tmp_path, resume=True, **CHOICES)
+        made: list[int] = []
+        report = ProgressReport(lambda done, *_: made.append(done))
+        resumed = run(store, tmp_path, resume=True, callbacks=(report,), **CHOICES)
 
+        assert made == list(range(steps // 3 * 3 + 1, 10)), "what was done is not done again"
         assert same_weights(resumed.model, uninterrupted.model)
         assert resumed.extractor.to_dict() == uninterrupted.extractor.to_dict()
         assert [entry.get("loss") for entry in resumed.log[:3]] == [
