@@ -7,6 +7,7 @@ Pictures of the page are written to `build/space`, for a person to look at.
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import shutil
 import time
@@ -108,6 +109,15 @@ class Browser:
             if time.monotonic() > deadline:
                 self.picture("failure")
                 raise AssertionError(f"still not: {script}")
+            time.sleep(0.1)
+
+    def until_here(self, holds: Callable[[], bool], seconds: float = 60) -> None:
+        """Wait until something is true on this side."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                self.picture("failure")
+                raise AssertionError("nothing came")
             time.sleep(0.1)
 
     def click(self, selector: str) -> None:
@@ -283,6 +293,13 @@ def test_several_files_become_a_table_that_can_be_downloaded(
     browser.click("#run-batch")
     table = browser.wait("#batch", lambda text: "cannot be decoded" in text)
     assert "happy.flac" in table
-    browser.until("document.querySelector('a[href*=\"emotions.csv\"], #csv')")
+    browser.driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    browser.click("#csv")
+    saved = tmp_path / "emotions.csv"
+    browser.until_here(saved.exists)
+    rows = csv.DictReader(saved.read_text().splitlines())
+    assert [row["file"] for row in rows] == ["happy.flac", "broken.wav"]
     browser.picture("batch")
     assert browser.complaints() == []
