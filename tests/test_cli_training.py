@@ -66,7 +66,7 @@ class TestTrain:
         }
         assert record["seed"] == 4
         assert record["command"] == (
-            "timnet train --data-dir own --output-dir 'a model' --seed 4 "
+            "timnet train --data-dir DATA --output-dir 'a model' --seed 4 "
             "--num-train-epochs 1 --learning_rate 1e-3 --warmup-steps=0"
         )
 
@@ -229,7 +229,7 @@ class TestCrossValidate:
         report = json.loads((results / "own/loso/default/report.json").read_text())
         assert report["seeds"] == [0]
         assert report["command"] == (
-            "timnet cross-validate --data-dir=own --seeds 1 --results results"
+            "timnet cross-validate --data-dir=DATA --seeds 1 --results results"
         )
         svc, linear = (report["baselines"][name] for name in ("svc", "linear"))
         assert ended.out.splitlines() == [
@@ -254,8 +254,31 @@ class TestCrossValidate:
         assert report["seeds"] == [0, 1]
         assert report["n_folds"] == 2
         assert report["leaks_test_fold"] is True
+        assert "--data-dir DATA" in report["command"] and str(own) not in report["command"]
         fixed = json.loads((folder / "run.json").read_text())["fixed"]
         assert fixed["config"] == {"bidirectional": False}
+
+    def test_jobs_calibration_and_another_corpus_reach_the_run(
+        self, timnet: Timnet, own: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: dict[str, Any] = {}
+
+        def stop(*_: Any, **options: Any) -> None:
+            asked.update(options)
+            raise ValueError("seen")
+
+        loaded: list[Any] = []
+        monkeypatch.setattr(
+            "timnet_hf.experiment.load_data", lambda _, name, strict: loaded.append((name, strict))
+        )
+        monkeypatch.setattr("timnet_hf.crossvalidation_run.run_cross_validation", stop)
+        timnet(
+            *("cross-validate", "--data-dir", own, "--corpus", "emodb", "--as-is"),
+            *("--test-corpus", "ravdess", "--jobs", 2, "--calibrate", 3),
+        )
+
+        assert loaded == [("emodb", False), ("ravdess", False)]
+        assert asked["jobs"] == 2 and asked["calibration"] == 3
 
     @pytest.mark.parametrize(
         ("more", "said"),

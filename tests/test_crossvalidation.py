@@ -29,7 +29,7 @@ from timnet_hf.feature_store import FeatureStore
 from timnet_hf.protocols import Fold
 from timnet_hf.training import Trained
 
-from .tiny_training import LABELS, poisoned, same_weights, tiny_recipe, tiny_store
+from .tiny_training import FULL, LABELS, poisoned, same_weights, tiny_recipe, tiny_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXTRACTOR = TimNetFeatureExtractor()
@@ -154,7 +154,8 @@ class TestBlindness:
     def test_garbage_in_the_test_fold_leaves_the_network_bit_identical(
         self, selection: str, tmp_path: Path, trainings: list[Trained]
     ) -> None:
-        plan = replace(PLAN, selection=selection)
+        everything = replace(FULL, tempo=0.2, speaker_share=0.5)
+        plan = replace(PLAN, selection=selection, recipe=tiny_recipe(everything))
         fold = three_folds()[1]
         garbage = poisoned(tiny_store(), fold.test, 1e4)
 
@@ -177,7 +178,8 @@ class TestBlindness:
         assert leaking.name.endswith("best-on-test")
         for one, other in zip(last, best, strict=True):
             assert other["war"] >= one["war"]
-            assert other["fusion_weights"] == one["fusion_weights"]  # the same training
+            assert other["last_logits"] == one["logits"]  # the same training, told beside
+            assert "tsne" not in other  # the model at hand is the last epoch's
 
 
 class TestResume:
@@ -206,6 +208,19 @@ class TestResume:
         assert len(trainings) == 1
         assert records(folder) == records(finished)
 
+    def test_folds_of_another_state_of_the_code_are_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = run(tmp_path)
+        monkeypatch.setattr(module, "CODE", "of tomorrow")
+        run(tmp_path)
+        assert not caplog.records  # nothing is left to train
+        (folder / "folds" / "seed-0" / "fold-2.json").unlink()
+
+        run(tmp_path)
+
+        assert "2 of 2 finished folds were trained by another state of the code" in caplog.text
+
     def test_a_finished_run_trains_nothing(self, tmp_path: Path, trainings: list[Trained]) -> None:
         run(tmp_path)
         trainings.clear()
@@ -227,7 +242,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"data_sha256": "1" * 64}, "data_sha256"),
+            ({"data_sha256": "1" * 64}, "set of recordings"),
             ({"recipe": tiny_recipe(learning_rate=0.5)}, "recipe"),
             ({"config": {"bidirectional": False}}, "config"),
             ({"arguments": {"num_train_epochs": 1}, "config": {"kernel_size": 3}}, "arguments, co"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from timnet_hf import feature_store, joined_corpora, reporting
+from timnet_hf import crossvalidation_run, feature_store, joined_corpora, reporting
 from timnet_hf.configuration_timnet import ABLATIONS, TimNetConfig
 from timnet_hf.crossvalidation import CrossValidationError
 from timnet_hf.crossvalidation_run import run_cross_validation, with_ablation
@@ -89,6 +89,35 @@ class TestCrossValidation:
         _, report = cross_validate(data, tmp_path, seeds=(0,), command=one)
         assert report["seeds"] == [0] and report["command"] == one
 
+    def test_a_temperature_is_fitted_on_training_recordings_only(
+        self, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Fold] = []
+
+        def watched(
+            plan: Any, store: Any, extractor: Any, make_folds: Any, *rest: Any, **more: Any
+        ):
+            seen.extend(make_folds(0))
+            return cross(plan, store, extractor, make_folds, *rest, **more)
+
+        cross = crossvalidation_run.cross_validate
+        monkeypatch.setattr(crossvalidation_run, "cross_validate", watched)
+
+        _, report = cross_validate(data, tmp_path, protocol="kfold", n_folds=2, calibration=1)
+
+        assert report["temperature"] > 0 and len(seen) == 2
+        for fold in seen:
+            (inner,) = fold.inner
+            assert {*inner.train, *inner.test} == {*fold.train}
+            assert not {*fold.train} & {*fold.test}
+
+    def test_inner_folds_that_cannot_be_made_name_their_fold_and_the_way_out(
+        self, tmp_path: Path, no_training: None
+    ) -> None:
+        few = load_data(write_recordings(tmp_path / "few", per_class=2, metadata=True))
+        with pytest.raises(ProtocolError, match=r"speaker-a: .* Leave out the calibration"):
+            cross_validate(few, tmp_path, calibration=1)
+
     @pytest.mark.parametrize(
         "option", [{"protocol": "kfold"}, {"n_folds": 3}, {"group_by": "room"}]
     )
@@ -148,7 +177,7 @@ class TestCrossValidation:
 
         assert folder == tmp_path / "calls" / "loso" / "tiny-plain-tcn"
         assert report["recipe"] == "tiny-plain-tcn"
-        assert report["fusion_weights"] == [1.0]
+        assert report["fusion_weights"] == {}, "one scale has nothing to weigh"
         (whole,) = {
             len(json.loads(path.read_text())["fusion_weights"])
             for path in (folder / "folds").rglob("*.json")

@@ -27,8 +27,10 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
     "reliability, all certain": lambda path: plots.reliability(
         np.eye(3)[REFERENCES], REFERENCES, 15, path
     ),
-    "fusion weights": lambda path: plots.fusion_weights([[0.1, -0.2], [0.3, 0.0]], path),
-    "fusion weights, one scale": lambda path: plots.fusion_weights([[1.0]], path),
+    "fusion weights": lambda path: plots.fusion_weights(
+        [[0.1, -0.2], [0.3, 0.0]], ["input", "1"], path
+    ),
+    "fusion weights, one scale": lambda path: plots.fusion_weights([[1.0]], ["1"], path),
     "scatter": lambda path: plots.scatter(POINTS, REFERENCES, np.arange(40) < 9, NAMES, path),
     "scatter, rows that no fold tests": lambda path: plots.scatter(
         POINTS, np.where(np.arange(40) < 20, -1, REFERENCES), np.arange(40) < 9, NAMES, path

@@ -67,6 +67,8 @@ def fold(seed: int, speaker: str, first_row: int) -> dict[str, Any]:
         "uar": uar(np.array(references), np.array(predictions)),
         "war": war(np.array(references), np.array(predictions)),
         "seconds": 1.4,
+        "versions": {"code": "abc", "torch": "2.14.1", "numpy": "2"},
+        "threads": 2,
     }
 
 
@@ -187,6 +189,9 @@ class TestBuildReport:
             100 * balanced_accuracy_score(pooled(0)[0], predictions), abs=0.005
         )
         assert report["baselines"]["svc"]["war"] == 62.5
+        assert report["baselines"]["svc"]["macro_f1"] == pytest.approx(
+            100 * f1_score(pooled(0)[0], predictions, average="macro"), abs=0.005
+        )
         assert report["verdict"] == ""
 
     def test_says_where_the_network_loses(self, folds: list[dict[str, Any]]) -> None:
@@ -195,7 +200,7 @@ class TestBuildReport:
 
         report = build_report(PLAN, folds)
 
-        found = "loses to the plain linear model in UAR and the plain linear model in WAR"
+        found = "loses to the plain linear model in UAR and WAR"
         assert report["verdict"] == found
         assert f"TIM-Net **{found}**." in render_report(report)
 
@@ -205,10 +210,74 @@ class TestBuildReport:
 
         report = build_report(replace(PLAN, seeds=(0,)), folds[:2])
 
-        assert report["verdict"].startswith("level with the plain SVC in UAR")
+        assert report["verdict"] == "is level with the plain SVC in UAR and WAR"
 
     def test_fusion_weights_are_the_models_mean(self, report: dict[str, Any]) -> None:
-        assert report["fusion_weights"] == [0.5, 0.6]
+        assert report["fusion_weights"] == {"1": 0.5, "2": 0.6}
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"config": {"dynamic_fusion": False}}, {"selection": "best-on-test"}],
+        ids=["their mean", "another epoch's"],
+    )
+    def test_weights_that_are_not_the_reported_models_are_not_told(
+        self, change: dict[str, Any], folds: list[dict[str, Any]], tmp_path: Path
+    ) -> None:
+        (tmp_path / "fusion_weights.png").touch()  # of an earlier version
+
+        report = write_report(tmp_path, replace(PLAN, **change), folds)
+
+        assert report["fusion_weights"] == {}
+        assert not (tmp_path / "fusion_weights.png").exists()
+        assert "weights" not in (tmp_path / "report.md").read_text()
+
+    @pytest.mark.parametrize(
+        ("config", "names"),
+        [
+            ({"pool_input": True}, ["input", "1", "2"]),
+            ({"pool_input": True, "multi_scale": False}, ["input", "2"]),
+            ({"multi_scale": False}, []),  # one scale has nothing to weigh
+        ],
+    )
+    def test_scales_are_named_by_their_dilation(
+        self, config: dict[str, bool], names: list[str], folds: list[dict[str, Any]]
+    ) -> None:
+        plan = replace(PLAN, config=config)
+        weights = [{**fold, "fusion_weights": [0.1] * plan.network().num_scales} for fold in folds]
+
+        assert list(build_report(plan, weights)["fusion_weights"]) == names
+
+    def test_tells_which_code_trained_how_many_models(self, folds: list[dict[str, Any]]) -> None:
+        folds[0]["versions"] = {"torch": "2.13.0"}
+        del folds[0]["threads"]
+
+        report = build_report(PLAN, folds)
+
+        assert sorted(report["made_by"], key=len) == [
+            {"models": 1, "torch": "2.13.0"},
+            {"models": 3, "code": "abc", "torch": "2.14.1", "threads": 2},
+        ]
+        text = render_report(report)
+        assert "3 models by code abc, torch 2.14.1, threads 2" in text
+        assert "1 model by code not noted, torch 2.13.0" in text
+
+    def test_tells_what_a_choice_on_the_test_fold_adds(self, folds: list[dict[str, Any]]) -> None:
+        wrong = [(np.eye(3)[np.array(f["references"]) - 1]).tolist() for f in folds]
+        chosen = [{**f, "last_logits": w} for f, w in zip(folds, wrong, strict=True)]
+        plan = replace(PLAN, selection="best-on-test")
+
+        report = build_report(plan, chosen)
+
+        assert report["last_epoch"] == {"uar": 0.0, "war": 0.0}
+        added = report["war"]["pooled"]
+        assert f"0.00 % WAR (the choice adds {added:.2f})" in render_report(report)
+        assert "last_epoch" not in build_report(PLAN, folds)
+
+    def test_tells_how_far_speakers_lie_apart(self, report: dict[str, Any]) -> None:
+        one, other = sorted(report["per_speaker"].values())
+        spread = {"lowest": one, "highest": other, "std": round((other - one) / 2, 2)}
+        assert report["per_speaker_spread"] == pytest.approx(spread, abs=0.011)
+        assert f"From {one:.1f} to {other:.1f} %" in render_report(report)
 
     @pytest.mark.parametrize("leaks", [False, True])
     def test_a_choice_on_the_test_fold_is_labelled(
@@ -335,7 +404,7 @@ class TestWriteReport:
         text = render_report(report)
 
         assert "# toy, loso, tiny" in text
-        assert "8 recordings, 2 folds, 2 seed(s), 1,234 parameters" in text
+        assert "8 recordings, 2 folds, 2 seeds, 1,234 parameters" in text
         assert "`timnet cross-validate --corpus toy`" in text
         low, high = report["uar"]["ci95"]
         assert (
@@ -347,8 +416,33 @@ class TestWriteReport:
         assert "| sad | 50.0 |" in text
         low, high = report["uar"]["ci95_speakers"]
         assert f"that of the UAR is {low:.2f}–{high:.2f}." in text
-        assert "took 0.00 h" in text and "the quickest first: 0.500, 0.600." in text
+        assert f"| macro F1 | {report['macro_f1']:.2f} |" in text
+        assert "took 0.00 h" in text and "last block: 0.500 (1), 0.600 (2)." in text
         assert "TIM-Net beats the plain classifiers." in text
+
+    def test_names_from_the_data_are_no_markup(self, folds: list[dict[str, Any]]) -> None:
+        for record in folds:
+            record["labels"] = ["<b>cross|sad</b>", "a\nb", "c"]
+            record["speakers"] = ["an|na"] * 4
+
+        text = render_report(build_report(PLAN, folds))
+
+        assert "| \\<b\\>cross\\|sad\\</b\\> | " in text
+        assert "| a b | " in text and "| an\\|na | " in text
+
+    def test_one_fold_has_no_spread(self, folds: list[dict[str, Any]]) -> None:
+        report = build_report(replace(PLAN, seeds=(0,)), folds[:1])
+        text = render_report(report)
+        assert "4 recordings, 1 fold, 1 seed, " in text
+        value = report["uar"]
+        assert f"| UAR | {value['pooled']:.2f} | {value['fold_mean']:.2f} | – | " in text
+        assert "per_speaker_spread" not in report
+
+    def test_data_in_the_command_is_explained(self, folds: list[dict[str, Any]]) -> None:
+        plan = replace(PLAN, command="timnet cross-validate --data-dir DATA")
+        explained = "--data-dir DATA`; DATA is the folder with the recordings."
+        assert explained in render_report(build_report(plan, folds))
+        assert "DATA" not in render_report(build_report(PLAN, folds))
 
 
 class TestACalibratedRun:

@@ -22,7 +22,7 @@ gc.freeze()
 
 LABELS = ["angry", "happy", "sad"]
 
-#: Every kind of augmentation at once.
+#: Every kind of augmentation that asks nothing of the recipe.
 FULL = Augmentation(
     speeds=(0.9, 1.0, 1.1),
     offset_std=0.3,

@@ -122,16 +122,22 @@ def with_baselines(
 
 def verdict(report: dict[str, Any]) -> str:
     """Where a report's network does not beat a plain classifier, in words; empty if nowhere."""
-    lost, level = [], []
+    lost: list[str] = []
+    level: list[str] = []
     for name, figures in report.get("baselines", {}).items():
-        for metric, value in figures.items():
-            what = f"the {BASELINES[name]} in {metric.upper()}"
-            if report[metric]["pooled"] < value:
-                lost.append(what)
-            elif report[metric]["pooled"] == value:
-                level.append(what)
-    parts = [(f"loses to {' and '.join(lost)}", lost), (f"level with {' and '.join(level)}", level)]
-    return ", ".join(text for text, found in parts if found)
+        gaps = {metric: report[metric]["pooled"] - figures[metric] for metric in ("uar", "war")}
+        for found, metrics in (
+            (lost, [metric.upper() for metric, gap in gaps.items() if gap < 0]),
+            (level, [metric.upper() for metric, gap in gaps.items() if gap == 0]),
+        ):
+            if metrics:
+                found.append(f"the {BASELINES[name]} in {' and '.join(metrics)}")
+    parts = []
+    if lost:
+        parts.append(f"loses to {', and to '.join(lost)}")
+    if level:
+        parts.append(f"is level with {', and with '.join(level)}")
+    return "; ".join(parts)
 
 
 __all__ = [

@@ -89,14 +89,19 @@ def progress_bars() -> Iterator[Callable[[str, int, int, str], None]]:
 
 
 def typed_command() -> str:
-    """What the user typed, for records, which go public: file names only, and no token."""
-    words = ["timnet"]
-    secret = False
+    """What the user typed, for records, which go public: file names only, and no token.
+
+    Where the data lie is nobody's business either: ``DATA`` stands for their folder.
+    """
+    words, before = ["timnet"], ""
     for word in sys.argv[1:]:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if value and (secret or "token" in option):
+        meant = option or before
+        if value and "token" in meant:
             value = "TOKEN"
-        secret = "token" in option and not equals
+        elif value and meant == "--data-dir":
+            value = "DATA"
+        before = "" if equals else option
         words.append(option + equals + (Path(value).name if "/" in value else value))
     return shlex.join(words)
 

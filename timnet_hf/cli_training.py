@@ -111,13 +111,16 @@ def cross_validate(
     ] = None,
     recipe: RecipeOption = "default",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Folds trained side by side.")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="Folds trained side by side; each holds all features in memory."),
+    ] = 1,
     ablation: Annotated[
         str | None,
         typer.Option(help="no-backward, no-multi-scale, no-dynamic-fusion or plain-tcn."),
     ] = None,
     select: Annotated[
-        str, typer.Option(help="last-epoch; best-on-test leaks and is labelled so.")
+        str, typer.Option(help="last-epoch; best-on-test leaks, and tells how much beside it.")
     ] = "last-epoch",
     calibrate: Annotated[
         int, typer.Option(min=0, max=4, help="Inner folds to fit each fold's temperature on.")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .crossvalidation_plan import SELECTIONS, CrossValidationError, Plan
-from .fold_training import run_fold
+from .fold_training import CODE, run_fold
 from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full
 from .protocols import Fold
@@ -101,8 +101,16 @@ def _train_open_folds(
 ) -> None:
     _claim(folder, plan, extractor)
     tasks = [(seed, fold) for seed in plan.seeds for fold in make_folds(seed)]
-    open_tasks = [task for task in tasks if _read_fold(folder, plan, *task) is None]
+    kept = [_read_fold(folder, plan, *task) for task in tasks]
+    open_tasks = [task for task, record in zip(tasks, kept, strict=True) if record is None]
     done = len(tasks) - len(open_tasks)
+    earlier = [record for record in kept if record and _code_of(record) != CODE]
+    if open_tasks and earlier:
+        logger.warning(
+            "%s: %s of %s finished folds were trained by another state of the code. They are kept; "
+            "the report tells which code made how many",
+            *(folder, len(earlier), done),
+        )
     if progress is not None:
         progress(done, len(tasks), "")
     for name in _run(plan, store, extractor, open_tasks, folder, jobs):
@@ -139,6 +147,10 @@ def finished_seeds(
         return all(_read_fold(folder, plan, seed, fold) is not None for fold in make_folds(seed))
 
     return (*plan.seeds, *takewhile(is_finished, count(max(plan.seeds) + 1)))
+
+
+def _code_of(record: dict[str, Any]) -> Any:
+    return record.get("versions", {}).get("code")
 
 
 def _fold_path(folder: Path, seed: int, fold: Fold) -> Path:
@@ -196,7 +208,11 @@ def _note_of(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> dic
     fixed, meant = (
         json.loads(json.dumps(part, default=list)) for part in (plan.fixed(), plan.meant(extractor))
     )
-    differing = sorted(key for key in {*fixed, *noted} if fixed.get(key, 0) != noted.get(key, 0))
+    differing = sorted(
+        {"data_sha256": "set of recordings"}.get(key, key)
+        for key in {*fixed, *noted}
+        if fixed.get(key, 0) != noted.get(key, 0)
+    )
     # A setting that there was not yet has a default that changes nothing.
     differing += sorted(key for key in {*meant} & {*noted_meant} if meant[key] != noted_meant[key])
     if differing:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .recipes import Recipe
 
 if TYPE_CHECKING:
+    from .configuration_timnet import TimNetConfig
     from .feature_extraction_timnet import TimNetFeatureExtractor
 
 #: How the reported model of a fold is chosen. The second one leaks the test fold into the choice.
@@ -88,14 +89,18 @@ class Plan:
         """
         from transformers import PreTrainedConfig
 
-        from .configuration_timnet import TimNetConfig
-
-        network = TimNetConfig(**{**self.recipe.config, **(self.config or {})}).to_dict()
+        network = self.network().to_dict()
         own = sorted(set(network) - set(PreTrainedConfig().to_dict()))
         return {
             **{f"features.{name}": value for name, value in sorted(extractor.to_dict().items())},
             **{f"network.{name}": network[name] for name in own},
         }
+
+    def network(self) -> TimNetConfig:
+        """The configuration of the network that is trained, but for its labels."""
+        from .configuration_timnet import TimNetConfig
+
+        return TimNetConfig(**{**self.recipe.config, **(self.config or {})})
 
     def fingerprint(self) -> str:
         """Short checksum of :meth:`fixed`, kept in every fold's JSON."""

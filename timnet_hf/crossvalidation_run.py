@@ -61,10 +61,9 @@ def run_cross_validation(
             with another configuration.
     """
     from .baseline import with_baselines
-    from .calibration import INNER_FOLDS
     from .feature_store import compute_features
     from .joined_corpora import cross_corpus_fold
-    from .protocols import inner_folds, make_folds
+    from .protocols import make_folds
     from .reporting import write_report
     from .training import build_extractor
 
@@ -84,12 +83,7 @@ def run_cross_validation(
         )
 
     if calibration:
-        folds = [
-            replace(
-                fold, inner=tuple(inner_folds(data.dataset, fold.train, INNER_FOLDS)[:calibration])
-            )
-            for fold in folds
-        ]
+        folds = [_with_inner_folds(fold, data, calibration) for fold in folds]
 
     def folds_of(_seed: int) -> list[Fold]:
         return folds
@@ -128,6 +122,21 @@ def run_cross_validation(
             plan = replace(plan, seeds=done, command=_with_seeds(command, len(done)))
         records = with_baselines(read_folds(folder, plan, folds_of), store, folds)
         return folder, write_report(folder, plan, records)
+
+
+def _with_inner_folds(fold: Fold, data: Data, count: int) -> Fold:
+    """The fold with so many inner folds of its training side, to fit its temperature on."""
+    from .calibration import INNER_FOLDS
+    from .protocols import ProtocolError, inner_folds
+
+    try:
+        inner = inner_folds(data.dataset, fold.train, INNER_FOLDS)
+    except ProtocolError as error:
+        raise ProtocolError(
+            f"{fold.name}: its training side has no folds to fit a temperature on ({error}). Leave "
+            "out the calibration, or add recordings."
+        ) from error
+    return replace(fold, inner=tuple(inner[:count]))
 
 
 def _with_seeds(command: str, count: int) -> str:

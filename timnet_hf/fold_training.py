@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ENROLMENT_COUNTS = ("1", "3", "10", "all")
 
 
-#: Noted when the code is loaded: the files may change while folds are trained.
-_CODE = code_checksum()
+#: The state of the code when it was loaded: the files may change while folds are trained.
+CODE = code_checksum()
 
 
 def run_fold(
@@ -34,6 +34,8 @@ def run_fold(
     fold: Fold,
 ) -> dict[str, Any]:
     """Train on one fold's training side, score its test side."""
+    import torch
+
     from .calibration import inner_temperature
     from .evaluation import BestOnTest, LastEpochs, score, tsne, uar, war
     from .training import build_arguments, train
@@ -57,9 +59,8 @@ def run_fold(
             plan.config,
             callbacks=[steadiness, *([watcher] if watcher else [])],
         )
-    logits, _ = score(trained.model, trained.extractor, store, fold.test)
-    if watcher is not None:
-        logits = watcher.logits
+    last_logits, _ = score(trained.model, trained.extractor, store, fold.test)
+    logits = last_logits if watcher is None else watcher.logits
     if not np.isfinite(logits).all():
         raise CrossValidationError(
             f"seed {seed}, {fold.name}: the training diverged, its logits are not finite. Lower "
@@ -83,6 +84,7 @@ def run_fold(
         "speakers": [store.speakers[row] for row in fold.test],
         "references": references.tolist(),
         "logits": np.round(logits.astype(float), 4).tolist(),
+        **({"last_logits": np.round(last_logits.astype(float), 4).tolist()} if watcher else {}),
         **_enrolled(plan, trained, store, seed, fold),
         **({"temperature": temperature} if temperature is not None else {}),
         "last_epochs": steadiness.predictions,
@@ -90,9 +92,11 @@ def run_fold(
         "uar": uar(references, logits.argmax(1)),
         "war": war(references, logits.argmax(1)),
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": {"code": _CODE, **versions()},
+        "versions": {"code": CODE, **versions()},
+        "threads": torch.get_num_threads(),
     }
-    if seed == plan.seeds[0] and fold.name == plan.shown_fold:
+    # The model at hand is that of the last epoch; a map is drawn of the one that is reported.
+    if seed == plan.seeds[0] and fold.name == plan.shown_fold and watcher is None:
         _, fused = score(trained.model, trained.extractor, store, range(len(store)))
         record["tsne"] = np.round(tsne(fused).astype(float), 2).tolist()
         record["tsne_labels"] = store.labels.tolist()
@@ -144,4 +148,4 @@ def _fusion_weights(model: Any) -> list[float]:
     return [round(weight, 4) for weight in weights.tolist()]
 
 
-__all__ = ["ENROLMENT_COUNTS", "enrolment_order", "run_fold"]
+__all__ = ["CODE", "ENROLMENT_COUNTS", "enrolment_order", "run_fold"]

@@ -64,15 +64,16 @@ def reliability(probabilities: np.ndarray, references: np.ndarray, bins: int, pa
     _save(figure, path)
 
 
-def fusion_weights(weights: Sequence[Sequence[float]], path: Path) -> None:
-    """Learned weight of each scale, mean and spread over the models."""
+def fusion_weights(weights: Sequence[Sequence[float]], scales: Sequence[str], path: Path) -> None:
+    """Learned weight of each scale, mean and spread over the models; `scales` names them."""
     values = np.array(weights)
     figure, axes = _figure(5, 3.4)
     axes.bar(
         range(values.shape[1]), values.mean(0), yerr=values.std(0), color="tab:blue", alpha=0.7
     )
     axes.axhline(0, color="grey", linewidth=1)
-    axes.set(xlabel="scale, finest first", ylabel="fusion weight")
+    axes.set_xticks(range(len(scales)), scales)
+    axes.set(xlabel="time scale: dilation of its last block", ylabel="fusion weight")
     _save(figure, path)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a cross-validation: figures, tables and plots from the folds' JSON."""
+"""The report of a cross-validation: figures and plots from the folds' JSON."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from .crossvalidation import Plan, write_json
 from .evaluation import softmax, uar, war
 from .fold_training import ENROLMENT_COUNTS, enrolment_order
 from .output_folder import in_one_step
+from .report_text import render_report
 
 BOOTSTRAP_ROUNDS = 1000
 CALIBRATION_BINS = 15
@@ -83,6 +84,8 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
             per_speaker[speaker].append(uar(references[chosen], predictions[chosen]))
             if missing := sorted(set(references) - set(references[chosen])):
                 unspoken[speaker] = [names[index] for index in missing]
+    scales = _learned_scales(plan)
+    means = {speaker: _mean(values) for speaker, values in per_speaker.items()}
     report: dict[str, Any] = {
         "corpus": plan.corpus,
         "protocol": plan.protocol,
@@ -105,17 +108,31 @@ def build_report(plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
             name: _mean([_recall(v[0], v[1], index) for v in pooled.values()])
             for index, name in enumerate(names)
         },
-        "per_speaker": {speaker: _mean(values) for speaker, values in per_speaker.items()},
+        "per_speaker": means,
+        **({"per_speaker_spread": _spread_over(means)} if len(means) > 1 else {}),
         "labels_not_spoken": unspoken,
         "confusion": _confusion(pooled, len(names)).tolist(),
         "baselines": _baselines(next(iter(by_seed.values()))),
-        "fusion_weights": np.round(np.mean([f["fusion_weights"] for f in folds], 0), 4).tolist(),
+        "fusion_weights": {
+            name: _mean([fold["fusion_weights"][index] for fold in folds], 4)
+            for index, name in enumerate(scales)
+        },
         "wall_time_seconds": round(sum(fold["seconds"] for fold in folds)),
         "command": plan.command,
+        "made_by": _made_by(folds),
         "has_map": any("tsne" in fold for fold in folds),
     }
     if all(fold.get("last_epochs") for fold in folds):
         report["last_epochs_spread"] = _mean([_spread(records) for records in by_seed.values()])
+    if all("last_logits" in fold for fold in folds):
+        honest = [
+            _pool([{**record, "logits": record["last_logits"]} for record in records])
+            for records in by_seed.values()
+        ]
+        report["last_epoch"] = {
+            metric.__name__: _mean([metric(values[0], values[1]) for values in honest])
+            for metric in (uar, war)
+        }
     if all("temperature" in fold for fold in folds):
         raw = [
             _pool([{**record, "temperature": 1.0} for record in records])
@@ -178,8 +195,40 @@ def _baselines(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for name in BASELINES:
         predictions = np.concatenate([record["baselines"][name] for record in records])
         pair = references, predictions
-        figures[name] = {"uar": _mean(uar(*pair)), "war": _mean(war(*pair))}
+        figures[name] = {
+            "uar": _mean(uar(*pair)),
+            "war": _mean(war(*pair)),
+            "macro_f1": _mean(_macro_f1(*pair)),
+        }
     return figures
+
+
+def _learned_scales(plan: Plan) -> list[str]:
+    """What each learned weight of a scale belongs to, the quickest first; empty if none is learned.
+
+    Nor is any of the model that is reported where its epoch was chosen: its weights are not kept.
+    """
+    network = plan.network()
+    if plan.selection == "best-on-test" or not network.dynamic_fusion or network.num_scales == 1:
+        return []
+    dilations = [f"{2**block}" for block in range(network.num_hidden_layers)]
+    blocks = dilations if network.multi_scale else dilations[-1:]
+    return ["input"] * network.pool_input + blocks
+
+
+def _spread_over(speakers: dict[str, float]) -> dict[str, float]:
+    values = list(speakers.values())
+    return {"lowest": min(values), "highest": max(values), "std": _mean(np.std(values))}
+
+
+def _made_by(folds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which state of the code, and what else decides how sums are rounded, made how many models."""
+    found: Counter[tuple[tuple[str, Any], ...]] = Counter()
+    for fold in folds:
+        noted = {**fold.get("versions", {}), "threads": fold.get("threads")}
+        names = ("code", "torch", "numba", "threads")
+        found[tuple((name, noted[name]) for name in names if noted.get(name))] += 1
+    return [{"models": count, **dict(known)} for known, count in sorted(found.items())]
 
 
 def write_report(folder: Path, plan: Plan, folds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -215,114 +264,6 @@ def _adapted(folds: list[dict[str, Any]], count: str) -> list[dict[str, Any]]:
         known = {"baselines": fold["adapted_baselines"], "transductive": count == "all"}
         adapted.append({**kept, **known, "logits": logits, **figures})
     return adapted
-
-
-def render_report(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [
-        f"# {report['corpus']}, {report['protocol']}, {report['recipe']}",
-        "",
-        f"{report['n_files']} recordings, {report['n_folds']} folds, "
-        f"{len(report['seeds'])} seed(s), {report['parameters']:,} parameters. "
-        f"Made by `{report['command']}`.",
-        "",
-    ]
-    if report["leaks_test_fold"]:
-        lines += ["**Leaks: each fold's epoch was chosen on that fold. Not a result.**", ""]
-    if report["transductive"]:
-        lines += [
-            "Transductive: each test voice is known from all its recordings, those that are judged "
-            "among them, without their labels.",
-            "",
-        ]
-    plain = report["baselines"]
-    lines += [
-        "| % | pooled | mean of folds | ± folds | 95 % interval | "
-        + " | ".join(BASELINES[name] for name in plain)
-        + " |",
-        "|---|---|---|---|---|" + "---|" * len(plain),
-    ]
-    for name in ("uar", "war"):
-        value = report[name]
-        low, high = value["ci95"]
-        lines.append(
-            f"| {name.upper()} | {value['pooled']:.2f} | {value['fold_mean']:.2f} | "
-            f"{value['fold_std']:.2f} | {low:.2f}–{high:.2f} | "
-            + " | ".join(f"{figures[name]:.2f}" for figures in plain.values())
-            + " |"
-        )
-    found = f"**{report['verdict']}**" if report["verdict"] else "beats the plain classifiers"
-    lines += [
-        "",
-        *_over_speakers(report),
-        f"TIM-Net {found}. Macro F1 {report['macro_f1']:.2f} %, expected "
-        f"calibration error {report['ece']:.3f}"
-        + (
-            f" at temperature {report['temperature']:.2f} ({report['ece_uncalibrated']:.3f} at 1)."
-            if "temperature" in report
-            else "."
-        )
-        + f" Exactly right probabilities would have {report['ece_by_chance']:.3f}, by chance."
-        + (
-            " The UAR after each of the last epochs lies within "
-            f"{report['last_epochs_spread']:.2f} points."
-            if "last_epochs_spread" in report
-            else ""
-        ),
-        "",
-        "| label | recall % |",
-        "|---|---|",
-        *(f"| {name} | {value:.1f} |" for name, value in report["per_class_recall"].items()),
-        "",
-    ]
-    if report["per_speaker"]:
-        lines += [
-            "| speaker | UAR % |",
-            "|---|---|",
-            *(f"| {name} | {value:.1f} |" for name, value in report["per_speaker"].items()),
-            "",
-            *(
-                f"Speaker {name} has no recording of {', '.join(labels)}: the mean is over the "
-                "other labels.\n"
-                for name, labels in report["labels_not_spoken"].items()
-            ),
-        ]
-    if "enrolled" in report:
-        lines += [
-            "| recordings of the voice enrolled | recordings judged | UAR % | without | WAR % | "
-            "without |",
-            "|---|---|---|---|---|---|",
-            *(
-                f"| {count} | {value['n_files']} | {value['uar']:.2f} | {value['uar_without']:.2f} "
-                f"| {value['war']:.2f} | {value['war_without']:.2f} |"
-                for count, value in report["enrolled"].items()
-            ),
-            "",
-            "Recordings that are enrolled are not judged; with all of them enrolled, all are.",
-            "",
-        ]
-    lines += [
-        f"Training and scoring took {report['wall_time_seconds'] / 3600:.2f} h, summed over the "
-        "folds. Learned weights of the time scales, the quickest first: "
-        f"{', '.join(f'{weight:.3f}' for weight in report['fusion_weights'])}.",
-        "",
-    ]
-    plots = ["confusion", "reliability", "fusion_weights"]
-    if report.get("has_map"):
-        plots.append("tsne")
-    return "\n".join(lines + [f"![{name}]({name}.png)" for name in plots]) + "\n"
-
-
-def _over_speakers(report: dict[str, Any]) -> list[str]:
-    """What the interval of a table leaves out, where other voices are what is expected."""
-    if "ci95_speakers" not in report["uar"]:
-        return []
-    low, high = report["uar"]["ci95_speakers"]
-    return [
-        "The interval is of recordings drawn anew. With whole speakers drawn anew, as they are new "
-        f"to the model, that of the UAR is {low:.2f}–{high:.2f}.",
-        "",
-    ]
 
 
 def _pool(records: list[dict[str, Any]]) -> tuple[Any, ...]:
@@ -408,7 +349,10 @@ def _plot_all(folder: Path, report: dict[str, Any], folds: list[dict[str, Any]])
     pooled = _pool(folds)
     plots.confusion(np.array(report["confusion"]), names, folder / "confusion.png")
     plots.reliability(pooled[2], pooled[0], CALIBRATION_BINS, folder / "reliability.png")
-    plots.fusion_weights([fold["fusion_weights"] for fold in folds], folder / "fusion_weights.png")
+    learned = folder / "fusion_weights.png"
+    learned.unlink(missing_ok=True)
+    if scales := list(report["fusion_weights"]):
+        plots.fusion_weights([fold["fusion_weights"] for fold in folds], scales, learned)
     for fold in folds:
         if "tsne" in fold:
             # The first records lacked the labels of what no fold tests on.

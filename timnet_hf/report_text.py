@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a cross-validation as a text: Markdown, from the values of `report.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .baseline import BASELINES
+
+_METRICS = ("uar", "war")
+
+
+def render_report(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    parts = (
+        _heading(report),
+        _warnings(report),
+        _figures(report),
+        _findings(report),
+        _table(("label", "recall %"), _percentages(report["per_class_recall"])),
+        _speakers(report),
+        _enrolled(report),
+        _making(report),
+        [f"![{name}]({name}.png)" for name in _plots(report)],
+    )
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _heading(report: dict[str, Any]) -> list[str]:
+    title = ", ".join(_text(report[name]) for name in ("corpus", "protocol", "recipe"))
+    where = "; DATA is the folder with the recordings" if "DATA" in report["command"] else ""
+    return [
+        f"# {title}",
+        "",
+        f"{report['n_files']} recordings, {_counted(report['n_folds'], 'fold')}, "
+        f"{_counted(len(report['seeds']), 'seed')}, {report['parameters']:,} parameters. "
+        f"Made by `{report['command']}`{where}.",
+    ]
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    lines = []
+    if report["leaks_test_fold"]:
+        lines.append("**Leaks: each fold's epoch was chosen on that fold. Not a result.**")
+    if "last_epoch" in report:
+        beside = " and ".join(
+            f"{value:.2f} % {name.upper()} (the choice adds {report[name]['pooled'] - value:.2f})"
+            for name, value in report["last_epoch"].items()
+        )
+        lines.append(f"The last epoch of the same trainings, which was not chosen: {beside}.")
+    if report["transductive"]:
+        lines.append(
+            "Transductive: each test voice is known from all its recordings, those that are judged "
+            "among them, without their labels."
+        )
+    return lines
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    plain = report["baselines"]
+    rows = []
+    for name in _METRICS:
+        value = report[name]
+        low, high = value["ci95"]
+        spread = f"{value['fold_std']:.2f}" if report["n_folds"] > 1 else "–"
+        rows.append(
+            (name.upper(), f"{value['pooled']:.2f}", f"{value['fold_mean']:.2f}", spread)
+            + (f"{low:.2f}–{high:.2f}", *(f"{figures[name]:.2f}" for figures in plain.values()))
+        )
+    rows.append(
+        ("macro F1", f"{report['macro_f1']:.2f}", "–", "–", "–")
+        + tuple(f"{figures['macro_f1']:.2f}" for figures in plain.values())
+    )
+    heads = ("%", "pooled", "mean of folds", "± folds", "95 % interval")
+    return _table((*heads, *(BASELINES[name] for name in plain)), rows)
+
+
+def _findings(report: dict[str, Any]) -> list[str]:
+    lines = []
+    if "ci95_speakers" in report["uar"]:
+        low, high = report["uar"]["ci95_speakers"]
+        lines += [
+            "The interval is of recordings drawn anew. With whole speakers drawn anew, as they are "
+            f"new to the model, that of the UAR is {low:.2f}–{high:.2f}.",
+            "",
+        ]
+    found = f"**{report['verdict']}**" if report["verdict"] else "beats the plain classifiers"
+    sentences = [f"TIM-Net {found}."]
+    if "temperature" in report:
+        sentences.append(
+            f"Expected calibration error {report['ece']:.3f} at temperature "
+            f"{report['temperature']:.2f} ({report['ece_uncalibrated']:.3f} at 1)."
+        )
+    else:
+        sentences.append(f"Expected calibration error {report['ece']:.3f}.")
+    sentences.append(
+        f"Exactly right probabilities would have {report['ece_by_chance']:.3f}, by chance."
+    )
+    if "last_epochs_spread" in report:
+        sentences.append(
+            "The UAR after each of the last epochs lies within "
+            f"{report['last_epochs_spread']:.2f} points."
+        )
+    return [*lines, " ".join(sentences)]
+
+
+def _speakers(report: dict[str, Any]) -> list[str]:
+    if not report["per_speaker"]:
+        return []
+    lines = _table(("speaker", "UAR %"), _percentages(report["per_speaker"]))
+    if spread := report.get("per_speaker_spread"):
+        lines += [
+            "",
+            f"From {spread['lowest']:.1f} to {spread['highest']:.1f} %, standard deviation over "
+            f"speakers {spread['std']:.1f}.",
+        ]
+    for name, labels in report["labels_not_spoken"].items():
+        missing = ", ".join(map(_text, labels))
+        lines += [
+            "",
+            f"Speaker {_text(name)} has no recording of {missing}: the mean is over the other "
+            "labels.",
+        ]
+    return lines
+
+
+def _enrolled(report: dict[str, Any]) -> list[str]:
+    if "enrolled" not in report:
+        return []
+    rows = [
+        (count, str(value["n_files"]))
+        + tuple(f"{value[name]:.2f}" for name in ("uar", "uar_without", "war", "war_without"))
+        for count, value in report["enrolled"].items()
+    ]
+    heads = ("recordings of the voice enrolled", "recordings judged")
+    return [
+        *_table((*heads, "UAR %", "without", "WAR %", "without"), rows),
+        "",
+        "Recordings that are enrolled are not judged; with all of them enrolled, all are.",
+    ]
+
+
+def _making(report: dict[str, Any]) -> list[str]:
+    hours = report["wall_time_seconds"] / 3600
+    lines = [f"Training and scoring took {hours:.2f} h, summed over the folds."]
+    if weights := report["fusion_weights"]:
+        told = ", ".join(f"{weight:.3f} ({scale})" for scale, weight in weights.items())
+        lines[0] += (
+            " Learned weights of the time scales, the quickest first, with the dilation of each "
+            f"one's last block: {told}."
+        )
+    made = [
+        f"{_counted(one['models'], 'model')} by "
+        + ", ".join(f"{name} {value}" for name, value in one.items() if name != "models")
+        for one in ({"code": "not noted", **one} for one in report["made_by"])
+    ]
+    several = (
+        " Other code and versions round differently, which a training multiplies: a model made "
+        "anew by the same seed may differ from the one reported as much as one of another seed."
+    )
+    return [*lines, "", f"Trained: {'; '.join(made)}.{several}"]
+
+
+def _plots(report: dict[str, Any]) -> list[str]:
+    names = ["confusion", "reliability"]
+    names += ["fusion_weights"] * bool(report["fusion_weights"])
+    return names + ["tsne"] * bool(report.get("has_map"))
+
+
+def _percentages(values: dict[str, float]) -> list[tuple[str, str]]:
+    return [(_text(name), f"{value:.1f}") for name, value in values.items()]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _text(value: str) -> str:
+    """A name from the data as Markdown shows it: nothing in it is markup, and it ends no cell."""
+    plain = " ".join(str(value).split())
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#&" else sign for sign in plain)
+
+
+__all__ = ["render_report"]
