@@ -56,6 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("FILE…", "your.wav", "call.wav"):
         soundfile.write(folder / name, synthesise_speech(4.0), 16_000, format="WAV")
     write_recordings(folder / "FOLDER")
+    write_recordings(folder / "CALLS", metadata=True)
     with zipfile.ZipFile(BytesIO(tiny_emodb())) as archive:
         archive.extractall(folder / "DATA" / "emodb")
     voice = [synthesise_speech(4.0)]

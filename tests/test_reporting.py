@@ -13,7 +13,6 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from timnet_hf import reporting
-from timnet_hf.crossvalidation import Plan
 from timnet_hf.evaluation import uar, war
 from timnet_hf.fold_training import enrolment_order
 from timnet_hf.reporting import (
@@ -25,58 +24,12 @@ from timnet_hf.reporting import (
     write_report,
 )
 
-from .tiny_training import tiny_recipe
-
-NAMES = ["angry", "happy", "sad"]
-PLAN = Plan(
-    corpus="toy",
-    protocol="loso",
-    recipe=tiny_recipe(),
-    data_sha256="0" * 64,
-    seeds=(0, 1),
-    shown_fold="speaker-a",
-    command="timnet cross-validate --corpus toy",
-)
-
-#: Reference → prediction of two speakers' recordings, for two seeds, and the baselines'.
-REFERENCES = {"a": [0, 0, 1, 2], "b": [0, 1, 1, 2]}
-PREDICTIONS = {
-    0: {"a": [0, 1, 1, 2], "b": [0, 1, 1, 0]},
-    1: {"a": [0, 0, 1, 2], "b": [2, 1, 0, 0]},
-}
-BASELINE = {"a": [0, 0, 1, 1], "b": [0, 0, 1, 0]}
-
-
-def fold(seed: int, speaker: str, first_row: int) -> dict[str, Any]:
-    references, predictions = REFERENCES[speaker], PREDICTIONS[seed][speaker]
-    return {
-        "fingerprint": PLAN.fingerprint(),
-        "fold": f"speaker-{speaker}",
-        "seed": seed,
-        "n_train": 4,
-        "parameters": 1234,
-        "labels": NAMES,
-        "rows": list(range(first_row, first_row + 4)),
-        "files": ["x.wav"] * 4,
-        "speakers": [speaker] * 4,
-        "references": references,
-        "logits": (np.eye(3)[predictions] * 2).tolist(),
-        "fusion_weights": [0.5, 0.1 + seed],
-        "baselines": {"svc": BASELINE[speaker], "linear": BASELINE[speaker]},
-        "adapted_baselines": {"svc": references, "linear": BASELINE[speaker]},
-        "uar": uar(np.array(references), np.array(predictions)),
-        "war": war(np.array(references), np.array(predictions)),
-        "seconds": 1.4,
-        "versions": {"code": "abc", "torch": "2.14.1", "numpy": "2"},
-        "threads": 2,
-    }
+from .report_folds import BASELINE, PLAN, make_folds, pooled
 
 
 @pytest.fixture
 def folds() -> list[dict[str, Any]]:
-    made = [fold(seed, name, row) for seed in (0, 1) for name, row in (("a", 0), ("b", 4))]
-    made[0]["tsne"] = np.random.default_rng(0).standard_normal((8, 2)).tolist()
-    return made
+    return make_folds()
 
 
 @pytest.fixture(autouse=True)
@@ -87,13 +40,6 @@ def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def report(folds: list[dict[str, Any]]) -> dict[str, Any]:
     return build_report(PLAN, folds)
-
-
-def pooled(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        np.array(REFERENCES["a"] + REFERENCES["b"]),
-        np.array(PREDICTIONS[seed]["a"] + PREDICTIONS[seed]["b"]),
-    )
 
 
 class TestBuildReport:
@@ -399,50 +345,6 @@ class TestWriteReport:
 
         assert report["labels_not_spoken"] == {"b": ["angry"]}
         assert "Speaker b has no recording of angry:" in render_report(report)
-
-    def test_markdown_shows_the_figures_of_the_json(self, report: dict[str, Any]) -> None:
-        text = render_report(report)
-
-        assert "# toy, loso, tiny" in text
-        assert "8 recordings, 2 folds, 2 seeds, 1,234 parameters" in text
-        assert "`timnet cross-validate --corpus toy`" in text
-        low, high = report["uar"]["ci95"]
-        assert (
-            f"| UAR | {report['uar']['pooled']:.2f} | {report['uar']['fold_mean']:.2f} | "
-            f"{report['uar']['fold_std']:.2f} | {low:.2f}–{high:.2f} | "
-            f"{report['baselines']['svc']['uar']:.2f} | "
-            f"{report['baselines']['linear']['uar']:.2f} |"
-        ) in text
-        assert "| sad | 50.0 |" in text
-        low, high = report["uar"]["ci95_speakers"]
-        assert f"that of the UAR is {low:.2f}–{high:.2f}." in text
-        assert f"| macro F1 | {report['macro_f1']:.2f} |" in text
-        assert "took 0.00 h" in text and "last block: 0.500 (1), 0.600 (2)." in text
-        assert "TIM-Net beats the plain classifiers." in text
-
-    def test_names_from_the_data_are_no_markup(self, folds: list[dict[str, Any]]) -> None:
-        for record in folds:
-            record["labels"] = ["<b>cross|sad</b>", "a\nb", "c"]
-            record["speakers"] = ["an|na"] * 4
-
-        text = render_report(build_report(PLAN, folds))
-
-        assert "| \\<b\\>cross\\|sad\\</b\\> | " in text
-        assert "| a b | " in text and "| an\\|na | " in text
-
-    def test_one_fold_has_no_spread(self, folds: list[dict[str, Any]]) -> None:
-        report = build_report(replace(PLAN, seeds=(0,)), folds[:1])
-        text = render_report(report)
-        assert "4 recordings, 1 fold, 1 seed, " in text
-        value = report["uar"]
-        assert f"| UAR | {value['pooled']:.2f} | {value['fold_mean']:.2f} | – | " in text
-        assert "per_speaker_spread" not in report
-
-    def test_data_in_the_command_is_explained(self, folds: list[dict[str, Any]]) -> None:
-        plan = replace(PLAN, command="timnet cross-validate --data-dir DATA")
-        explained = "--data-dir DATA`; DATA is the folder with the recordings."
-        assert explained in render_report(build_report(plan, folds))
-        assert "DATA" not in render_report(build_report(PLAN, folds))
 
 
 class TestACalibratedRun:
