@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from timnet_hf.scoring import Summary
 
 from .scoring_world import rows, save_model, write_sounds
 from .timnet_command import Timnet, in_this_process
@@ -37,6 +40,26 @@ def test_says_what_it_has_done_and_what_it_could_not(
 
     again = timnet("score", sounds, "--output", output, "--model", model)
     assert (again.status, again.out) == (0, ended.out)
+
+
+def test_what_is_asked_for_reaches_the_scoring(
+    timnet: Timnet, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def scored(source: Path, output: Path, model: str, **options: Any) -> Summary:
+        asked.update(options)
+        return Summary(output, rows=7, errors=0)
+
+    monkeypatch.setattr("timnet_hf.scoring.score", scored)
+    options = {"engine": "ray", "address": "h:1", "workers": 2, "shard_size": 9}
+    options |= {"batch_size": 3, "audio_column": "sound"}
+    words = [(f"--{name.replace('_', '-')}", value) for name, value in options.items()]
+
+    ended = timnet("score", tmp_path, "-o", tmp_path / "out.parquet", "-m", model, *sum(words, ()))
+
+    assert ended.status == 0 and ended.out.startswith("7 recordings in ")
+    assert {name: asked[name] for name in options} == options
 
 
 @pytest.mark.parametrize(

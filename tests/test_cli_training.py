@@ -154,6 +154,24 @@ class TestTrain:
         one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "stopped"))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
+    def test_seed_calibration_and_resuming_reach_the_training(
+        self, timnet: Timnet, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: dict[str, Any] = {}
+
+        def trained(_data: Any, _recipe: Any, folder: Path, **options: Any) -> Path:
+            asked.update(options)
+            return folder
+
+        monkeypatch.setattr("timnet_hf.experiment.train_to_folder", trained)
+        ended = timnet(
+            *("train", "--data-dir", own, "--output-dir", tmp_path, "--resume"),
+            *("--calibrate", 3, "--seed", 4),
+        )
+
+        assert ended.status == 0
+        assert (asked["seed"], asked["calibration"], asked["resume"]) == (4, 3, True)
+
     @pytest.mark.parametrize(
         ("more", "said"),
         [
