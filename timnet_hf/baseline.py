@@ -122,8 +122,8 @@ def with_baselines(
 
 def verdict(report: dict[str, Any]) -> str:
     """Where a report's network does not beat a plain classifier, in words; empty if nowhere."""
-    lost: list[str] = []
-    level: list[str] = []
+    lost: dict[str, list[str]] = {}
+    level: dict[str, list[str]] = {}
     for name, figures in report.get("baselines", {}).items():
         gaps = {metric: report[metric]["pooled"] - figures[metric] for metric in ("uar", "war")}
         for found, metrics in (
@@ -131,13 +131,17 @@ def verdict(report: dict[str, Any]) -> str:
             (level, [metric.upper() for metric, gap in gaps.items() if gap == 0]),
         ):
             if metrics:
-                found.append(f"the {BASELINES[name]} in {' and '.join(metrics)}")
-    parts = []
-    if lost:
-        parts.append(f"loses to {', and to '.join(lost)}")
-    if level:
-        parts.append(f"is level with {', and with '.join(level)}")
+                found.setdefault(" and ".join(metrics), []).append(f"the {BASELINES[name]}")
+    parts = [
+        f"{words} {f', and {words.split()[-1]} '.join(_in_words(found))}"
+        for words, found in (("loses to", lost), ("is level with", level))
+        if found
+    ]
     return "; ".join(parts)
+
+
+def _in_words(found: dict[str, list[str]]) -> list[str]:
+    return [f"{' and '.join(names)} in {metrics}" for metrics, names in found.items()]
 
 
 __all__ = [

@@ -302,10 +302,14 @@ def _measured(title: str, report: dict[str, Any]) -> list[str]:
     whose = "the paper's " if report["recipe"].partition("-")[0] == "paper" else ""
     rows += [
         f"| {title} | {BASELINES[one]} on {whose}MFCC statistics{known} | {figures['uar']:.2f} | "
-        f"{figures['war']:.2f} | {figures['macro_f1']:.2f} | measured, same folds |"
+        f"{figures['war']:.2f} | {_or_dash(figures.get('macro_f1'))} | measured, same folds |"
         for one, figures in report.get("baselines", {}).items()
     ]
     return rows
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def is_adapted(report: dict[str, Any]) -> bool:
@@ -314,9 +318,8 @@ def is_adapted(report: dict[str, Any]) -> bool:
 
 
 def _published(title: str, row: Published) -> str:
-    war = "–" if row.war is None else f"{row.war:.2f}"
     uar = f"≈ {row.uar:.1f}" if row.approximate else f"{row.uar:.2f}"
-    return f"| {title} | {row.system} | {uar} | {war} | – | {row.source} |"
+    return f"| {title} | {row.system} | {uar} | {_or_dash(row.war)} | – | {row.source} |"
 
 
 def fill_markers(text: str, results_dir: str | os.PathLike[str]) -> str:
