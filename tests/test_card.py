@@ -59,7 +59,7 @@ def write_results(folder: Path, *reports: dict[str, Any]) -> Path:
 def test_the_front_matter_says_what_the_hub_sorts_by() -> None:
     data = ModelCard(card(LOSO)).data
     assert data.pipeline_tag == "audio-classification"
-    assert data.library_name == "transformers"
+    assert data["library_name"] == "transformers"
     assert data.language == "de"
     assert data.license == "apache-2.0"
     assert data.datasets == ["emodb"]
