@@ -29,7 +29,8 @@ def render_report(report: dict[str, Any]) -> str:
 
 def _heading(report: dict[str, Any]) -> list[str]:
     title = ", ".join(_text(report[name]) for name in ("corpus", "protocol", "recipe"))
-    where = "; DATA is the folder with the recordings" if "DATA" in report["command"] else ""
+    typed = "--data-dir" in report["command"]
+    where = "; DATA is the folder with the recordings" if typed else ""
     return [
         f"# {title}",
         "",
@@ -150,16 +151,19 @@ def _making(report: dict[str, Any]) -> list[str]:
             " Learned weights of the time scales, the quickest first, with the dilation of each "
             f"one's last block: {told}."
         )
-    made = [
-        f"{_counted(one['models'], 'model')} by "
-        + ", ".join(f"{name} {value}" for name, value in one.items() if name != "models")
-        for one in ({"code": "not noted", **one} for one in report["made_by"])
+    return [
+        *lines,
+        "",
+        f"Trained: {'; '.join(map(_trained_by, report['made_by']))}. Other code and versions round "
+        "differently, which a training multiplies: a model made anew by the same seed may differ "
+        "from the one reported as much as one of another seed.",
     ]
-    several = (
-        " Other code and versions round differently, which a training multiplies: a model made "
-        "anew by the same seed may differ from the one reported as much as one of another seed."
-    )
-    return [*lines, "", f"Trained: {'; '.join(made)}.{several}"]
+
+
+def _trained_by(group: dict[str, Any]) -> str:
+    known = {"code": "not noted", **group}
+    models = _counted(known.pop("models"), "model")
+    return f"{models} by {', '.join(f'{name} {value}' for name, value in known.items())}"
 
 
 def _plots(report: dict[str, Any]) -> list[str]:
