@@ -326,22 +326,23 @@ def test_a_batch_is_a_table_and_a_csv_that_no_spreadsheet_runs(
 ) -> None:
     from gradio_client import Client
 
-    formula = tmp_path / '=HYPERLINK("x").wav'
-    formula.write_bytes(clip.read_bytes())
+    formulas = [tmp_path / f'{sign}HYPERLINK("x").wav' for sign in "=＝"]
+    for formula in formulas:
+        formula.write_bytes(clip.read_bytes())
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"no")
 
     downloading = Client(space.url, verbose=False, download_files=str(tmp_path / "got"))
-    table, path = call(downloading, "batch", [clip, formula, broken], "first")
+    table, path = call(downloading, "batch", [clip, *formulas, broken], "first")
 
     assert table["headers"] == ["file", "emotion", "probability", "seconds", *LABELS, "note"]
-    good, _, bad = table["data"]
+    good, *_, bad = table["data"]
     assert good[0] == "clip.wav" and good[1] in LABELS and good[3] == 3.0
     assert bad[1] == "" and "cannot be decoded" in bad[-1]
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == table["headers"] and len(rows) == 4
-    assert all(not cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
+    assert rows[0] == table["headers"] and len(rows) == 5
+    assert all(not cell.startswith(tuple("=+-@＝＋－＠")) for row in rows for cell in row)
 
 
 # --- the microphone ---------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def hub(
 ) -> Iterator[FakeHub]:
     """The owner's repository, and strangers': a good one, hostile ones, one of something else."""
     folder = tmp_path_factory.mktemp("hub")
-    for name in ("good", "hostile", "huge", "other", "pickled"):
+    for name in ("good", "hostile", "huge", "fine", "other", "pickled"):
         shutil.copytree(models[1], folder / name)
 
     def configure(name: str, **values: Any) -> None:
@@ -77,6 +77,10 @@ def hub(
     kernel = {"attn_implementation": "who/kernel", "_attn_implementation": "who/kernel"}
     configure("hostile", id2label=labels, **kernel)
     configure("huge", hidden_size=8192)
+    # Each setting is allowed; a minute would be 360,000 frames.
+    fine = folder / "fine" / "preprocessor_config.json"
+    often = {"sampling_rate": 96_000, "hop_length": 16}
+    fine.write_text(json.dumps({**json.loads(fine.read_text()), **often}))
     configure("other", model_type="<b>wav2vec2</b>")
     (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
 
@@ -136,6 +140,7 @@ def test_code_and_markup_of_a_stranger_are_never_run(client: Any, clip: Path, tr
     ("name", "said"),
     [
         ("who/huge", "more than this page loads"),
+        ("who/fine", "more for a second of sound than this page can hold"),
         ("who/other", "is not a TIM-Net"),
         ("who/pickled", "cannot be fetched"),
         ("who/nobody", "cannot be fetched"),
@@ -177,11 +182,11 @@ def test_the_owners_token_is_not_lent_to_visitors(
 # --- what a visitor must not reach ------------------------------------------------------------
 
 
-def answer_to(space: Space, file: dict[str, Any]) -> str:
+def answer_to(space: Space, file: dict[str, Any], checkpoint: str = OWN) -> str:
     """Ask for a prediction without a client that would upload the file itself."""
     start = f"{space.url}/gradio_api/call/predict"
     file = {**file, "meta": {"_type": "gradio.FileData"}}
-    body = json.dumps({"data": [file, OWN]}).encode()
+    body = json.dumps({"data": [file, checkpoint, None]}).encode()
     request = urllib.request.Request(start, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         event = json.load(answer)["event_id"]
@@ -222,6 +227,25 @@ def _break_off_an_upload(url: str) -> None:
     connection.close()
 
 
+def _click_on_example(url: str, number: int) -> dict[str, Any]:
+    """The file that a click on one of the clips to try puts into the page."""
+    with urllib.request.urlopen(f"{url}/config") as answer:
+        config = json.load(answer)
+    (clips,) = [part["id"] for part in config["components"] if part["type"] == "dataset"]
+    (event,) = [one["id"] for one in config["dependencies"] if [clips, "click"] in one["targets"]]
+    asked = {"data": [number], "fn_index": event, "session_hash": f"click-{number}"}
+    headers = {"Content-Type": "application/json"}
+    join = f"{url}/gradio_api/queue/join"
+    urllib.request.urlopen(urllib.request.Request(join, json.dumps(asked).encode(), headers))
+    data = f"{url}/gradio_api/queue/data?session_hash={asked['session_hash']}"
+    with urllib.request.urlopen(data, timeout=60) as answer:
+        for line in answer:
+            if b"process_completed" in line:
+                done = json.loads(line.removeprefix(b"data:"))
+                return dict(done["output"]["data"][0]["value"])
+    raise AssertionError("a click on an example is not answered")
+
+
 def test_uploads_are_deleted_after_a_while_and_all_of_them_with_the_page(
     models: list[Path], clip: Path, tmp_path: Path
 ) -> None:
@@ -238,6 +262,11 @@ def test_uploads_are_deleted_after_a_while_and_all_of_them_with_the_page(
         while uploads() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert not uploads()
+
+        # The page's own clips are no uploads, and stay.
+        for number in range(6):
+            file = _click_on_example(running.url, number)
+            assert "confidence" in answer_to(running, file, "first"), file
 
         _break_off_an_upload(running.url)
         assert any(path.is_file() for path in running.uploads.rglob("*")), "it left something"

@@ -39,8 +39,8 @@ from memory import give_back  # noqa: E402
 from recording import (  # noqa: E402
     MAX_MINUTES,
     RecordingError,
+    decode_recording,
     load_recording,
-    read_recording,
 )
 from voice import knowing  # noqa: E402
 
@@ -158,13 +158,14 @@ class Page:
         if chunk is None:
             return session, gr.skip(), gr.skip(), gr.skip()
         try:
-            waveform, rate = read_recording(chunk, max_minutes=2)
+            # Fed as it is decoded: two minutes at the highest rate are half a gigabyte.
+            for rate, waveform in decode_recording(chunk, max_minutes=2):
+                asked = (checkpoint, tuple(voice or ()), rate)
+                if session is None or session.asked != asked:
+                    session = LiveSession(self._checkpoint(checkpoint, voice), rate, asked)
+                _guarded(session.feed, waveform)
         except RecordingError as error:
             raise _error(error) from error
-        asked = (checkpoint, tuple(voice or ()), rate)
-        if session is None or session.asked != asked:
-            session = LiveSession(self._checkpoint(checkpoint, voice), rate, asked)
-        _guarded(session.feed, waveform)
         return self._shown(session)
 
     def live_end(self, session: LiveSession | None) -> tuple[None, Any, Any, Any]:
@@ -382,7 +383,7 @@ def _sweep(folder: Path) -> None:
         time.sleep(SWEEP)
         for path in folder.rglob("*"):
             with suppress(OSError):  # it went meanwhile
-                # Changed, not modified: copies of the examples keep the time of the originals.
+                # Changed, not modified: a copy of a file keeps the time of the original.
                 if path.is_file() and time.time() - path.stat().st_ctime > KEPT + SWEEP:
                     path.unlink()
 
@@ -403,8 +404,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # A request may name an address instead of an uploaded file, and Gradio would fetch it.
     gr.processing_utils.async_ssrf_protected_get = _refuse_address
-    clips = Path(os.environ.get("TIMNET_EXAMPLES") or HERE / "examples")
-    build(checkpoints, sorted(clips.glob("*.flac"))).launch(
+    folder_of_clips = Path(os.environ.get("TIMNET_EXAMPLES") or HERE / "examples")
+    clips = sorted(folder_of_clips.resolve().glob("*.flac"))
+    # Served from where they lie: Gradio's copies would be deleted with the visitors' uploads.
+    gr.set_static_paths(clips)
+    build(checkpoints, clips).launch(
         theme=gr.themes.Default(primary_hue="teal", secondary_hue="teal", font=FONT).set(
             block_info_text_color=GREY, body_text_color_subdued=GREY
         ),

@@ -57,7 +57,8 @@ def _harmless(value: Any) -> Any:
     """An apostrophe before what a spreadsheet would take for a formula: it says that it is text."""
     if isinstance(value, str):
         value = value.replace("\0", "\u2400")  # Python 3.10 writes no NUL
-    if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@", "|", "%")):
+    # Spreadsheets take the full-width signs for the same.
+    if isinstance(value, str) and value.lstrip().startswith(tuple("=+-@|%＝＋－＠")):
         return f"'{value}"
     return value
 

@@ -40,6 +40,8 @@ _KEPT = 4
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _FILES = {"config.json": 2**20, "preprocessor_config.json": 2**20, "model.safetensors": 100 * 2**20}
 _MAX_PARAMETERS = 20_000_000
+#: Frames a second, and values that a second of sound has in one layer.
+_MAX_FRAME_RATE, _MAX_VALUES = 250, 250_000
 #: Settings of a feature extractor that cost time or memory, and how far they may go.
 _EXTRACTOR_LIMITS = {
     "sampling_rate": (4_000, 96_000),
@@ -82,16 +84,19 @@ class Checkpoint:
 
         Args:
             waveform: (samples,) at ``sampling_rate``. More than a minute is scored in blocks of
-                half a minute; their probabilities are averaged, weighted by how much of each is
-                not silence.
+                half a minute, or of the model's own length of a clip; their probabilities are
+                averaged, weighted by how much of each is not silence.
 
         Returns:
             The probability of each label, highest first, and whether there was nothing to hear.
+
+        Raises:
+            ValueError: The model's answer is not a number.
         """
         rate = self.sampling_rate
         blocks = [waveform]
         if len(waveform) > LONGEST_SINGLE_CLIP * rate:
-            size = BLOCK_DURATION * rate
+            size = self.timeline.feature_extractor.num_samples or BLOCK_DURATION * rate
             blocks = [waveform[first : first + size] for first in range(0, len(waveform), size)]
         loud = [block for block in blocks if np.abs(block).max() > 1e-4]
         total, weight = np.zeros(len(self.labels)), 0
@@ -100,10 +105,18 @@ class Checkpoint:
             with torch.inference_mode():
                 logits = self.timeline.model(inputs["input_values"]).logits[0]
             frames = inputs["input_values"].shape[1]
-            total += frames * logits.softmax(-1).double().numpy()
+            probabilities = logits.sigmoid() if self._multi_label else logits.softmax(-1)
+            total += frames * probabilities.double().numpy()
             weight += frames
+        if not np.isfinite(total).all():
+            raise ValueError(f"the answer of {self.name} is not a number; its weights are damaged")
         ranked = np.argsort(-total, kind="stable")
         return {self.labels[index]: float(total[index] / weight) for index in ranked}, not loud
+
+    @property
+    def _multi_label(self) -> bool:
+        problem: str | None = self.timeline.model.config.problem_type
+        return problem == "multi_label_classification"
 
     def inputs(self, waveform: np.ndarray) -> Any:
         """What the network reads of a waveform: ``input_values`` (1, frames, coefficients)."""
@@ -189,7 +202,9 @@ def _load_trusted(name: str, source: str) -> Checkpoint:
     from transformers import pipeline
 
     try:
-        timeline = pipeline(TASK, model=source, trust_remote_code=True, device="cpu")
+        timeline = pipeline(
+            TASK, model=source, trust_remote_code=True, device="cpu", dtype=torch.float32
+        )
     except (OSError, KeyError, ValueError, ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"{name} cannot be loaded ({_first_line(error)}). Set TIMNET_MODEL to the Hub id or "
@@ -213,6 +228,10 @@ def _load_visited(repo_id: str, trusted: Checkpoint) -> Checkpoint:
                 size = sum(weight.numel() for weight in model_class(config).parameters())
             if size > _MAX_PARAMETERS:
                 raise ValueError(f"{size} parameters are more than this page loads")
+            frames = extractor.sampling_rate / extractor.hop_length
+            values = frames * max(config.num_streams * config.hidden_size, config.input_size)
+            if frames > _MAX_FRAME_RATE or values > _MAX_VALUES:
+                raise ValueError("it computes more for a second of sound than this page can hold")
             model = model_class(config)
             model.load_state_dict(load_file(Path(folder, "model.safetensors")))
         except Exception as error:  # whatever a stranger's files may set off
@@ -258,7 +277,9 @@ def _config(path: Path, config_class: Any) -> Any:
         raise ValueError("it has more than 100 labels")
     labels = {index: str(names[str(index)])[:40] for index in range(len(names))}
     settings = {name: value for name, value in values.items() if name in known}
-    return config_class(**settings, id2label=labels)
+    multi_label = "multi_label_classification"
+    problem = multi_label if values.get("problem_type") == multi_label else None
+    return config_class(**settings, id2label=labels, problem_type=problem)
 
 
 def _extractor(path: Path, extractor_class: Any) -> Any:

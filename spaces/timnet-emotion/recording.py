@@ -52,7 +52,7 @@ def load_recording(path: str, sampling_rate: int, max_minutes: float = MAX_MINUT
     stream: Any = None
     pieces: list[np.ndarray] = []
     taken, rate = 0, sampling_rate
-    for rate, block in _decoded(path, max_minutes):
+    for rate, block in decode_recording(path, max_minutes):
         if rate != sampling_rate:
             if stream is None:
                 stream = soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32", quality="HQ")
@@ -69,22 +69,19 @@ def load_recording(path: str, sampling_rate: int, max_minutes: float = MAX_MINUT
     return np.concatenate(pieces)
 
 
-def read_recording(path: str, max_minutes: float = MAX_MINUTES) -> tuple[np.ndarray, int]:
-    """Decode a file at its own rate: the mono waveform (samples,) and the rate in Hz.
+def decode_recording(path: str, max_minutes: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode a file at its own rate, block by block.
 
     Args:
         path: The uploaded file.
         max_minutes: Longest recording accepted.
 
+    Yields:
+        The rate in Hz, again and again, and the next mono samples (samples,); at least one.
+
     Raises:
         RecordingError: As for :func:`load_recording`.
     """
-    blocks = list(_decoded(path, max_minutes))
-    return np.concatenate([block for _, block in blocks]), blocks[0][0]
-
-
-def _decoded(path: str, max_minutes: float) -> Iterator[tuple[int, np.ndarray]]:
-    """The rate in Hz, again and again, and the next mono samples; at least one."""
     name = shown_name(path)
     if not Path(path).is_file():
         raise RecordingError(f"{name} is no longer here. Upload it again.")
@@ -135,7 +132,7 @@ def _read(sound: soundfile.SoundFile, frames: int) -> np.ndarray:
 __all__ = [
     "MAX_MINUTES",
     "RecordingError",
+    "decode_recording",
     "load_recording",
-    "read_recording",
     "shown_name",
 ]
