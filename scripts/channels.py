@@ -35,7 +35,7 @@ import torch
 import torchaudio
 
 from timnet_hf.corpora import load_corpus
-from timnet_hf.crossvalidation import write_json
+from timnet_hf.output_folder import write_json
 from timnet_hf.prediction import CHECKPOINTS, TorchScorer, load_model, predict_recordings
 from timnet_hf.provenance import versions
 

@@ -30,11 +30,11 @@ import numpy as np  # noqa: E402  (threads are counted at import)
 import torch  # noqa: E402
 
 from timnet_hf.audio import find_audio_files, mono_blocks  # noqa: E402
-from timnet_hf.crossvalidation import write_json  # noqa: E402
 from timnet_hf.decoding import open_recording  # noqa: E402
 from timnet_hf.folded_network import FoldedTimNet  # noqa: E402
 from timnet_hf.fused_timnet import find_compiled  # noqa: E402
 from timnet_hf.memory import keep_freed_memory  # noqa: E402
+from timnet_hf.output_folder import write_json  # noqa: E402
 from timnet_hf.prediction import load_model, predict_files  # noqa: E402
 from timnet_hf.provenance import versions  # noqa: E402
 from timnet_hf.scoring import BATCH_SIZE, score  # noqa: E402

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,50 +13,18 @@ import numpy as np
 import pytest
 
 import timnet_hf.training
-from timnet_hf import TimNetFeatureExtractor
 from timnet_hf import crossvalidation as module
-from timnet_hf.crossvalidation import (
-    CrossValidationError,
-    Plan,
-    cross_validate,
-    read_folds,
-    write_json,
-)
+from timnet_hf.calibration import inner_temperature
+from timnet_hf.crossvalidation import CrossValidationError, Plan, read_folds
 from timnet_hf.evaluation import uar, war
-from timnet_hf.feature_store import FeatureStore
+from timnet_hf.output_folder import write_json
 from timnet_hf.protocols import Fold
-from timnet_hf.training import Trained
+from timnet_hf.training import Trained, TrainingError
 
+from .tiny_run import EXTRACTOR, PLAN, records, run, three_folds
 from .tiny_training import FULL, LABELS, poisoned, same_weights, tiny_recipe, tiny_store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-EXTRACTOR = TimNetFeatureExtractor()
-PLAN = Plan(
-    corpus="toy",
-    protocol="kfold",
-    recipe=tiny_recipe(),
-    data_sha256="0" * 64,
-    shown_fold="fold-1",
-    command="timnet cross-validate",
-)
-
-
-def three_folds(_seed: int = 0, of: int = 3) -> list[Fold]:
-    rows = np.arange(12)
-    return [Fold(f"fold-{k + 1}", rows[rows % of != k], rows[rows % of == k]) for k in range(of)]
-
-
-def run(results: Path, plan: Plan = PLAN, store: FeatureStore | None = None, **more: Any) -> Path:
-    folds = more.pop("make_folds", three_folds)
-    return cross_validate(plan, store or tiny_store(), EXTRACTOR, folds, results, **more)
-
-
-def records(folder: Path, plan: Plan = PLAN) -> list[dict[str, Any]]:
-    """The folds' JSON without what a clock says."""
-    return [
-        {key: value for key, value in record.items() if key != "seconds"}
-        for record in read_folds(folder, plan, three_folds)
-    ]
 
 
 @pytest.fixture
@@ -159,8 +125,8 @@ class TestBlindness:
         fold = three_folds()[1]
         garbage = poisoned(tiny_store(), fold.test, 1e4)
 
-        run(tmp_path / "clean", plan, make_folds=lambda _: [fold])
-        run(tmp_path / "poisoned", plan, garbage, make_folds=lambda _: [fold])
+        run(tmp_path / "clean", plan, folds=[fold])
+        run(tmp_path / "poisoned", plan, garbage, folds=[fold])
 
         clean, beside_poison = trainings
         assert same_weights(clean.model, beside_poison.model)
@@ -200,7 +166,7 @@ class TestResume:
         with pytest.raises(
             CrossValidationError, match="fold-3.json: not done yet. Run the command"
         ):
-            read_folds(folder, PLAN, three_folds)
+            read_folds(folder, PLAN, three_folds())
         trainings.clear()
 
         run(tmp_path)
@@ -284,7 +250,7 @@ class TestResume:
         assert kept["command"] == "as it was"
 
     def test_a_setting_that_is_new_does_not_stop_a_run(
-        self, tmp_path: Path, trainings: list[Trained]
+        self, tmp_path: Path, trainings: list[Trained], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         meant = PLAN.meant(EXTRACTOR)
         del meant["network.num_centered_members"]
@@ -293,16 +259,33 @@ class TestResume:
         run(tmp_path)
 
         assert len(trainings) == 3
+        # From now on it is held to what it means.
+        now = {**PLAN.meant(EXTRACTOR), "network.num_centered_members": 7}
+        monkeypatch.setattr(Plan, "meant", lambda *_: now)
+        with pytest.raises(CrossValidationError, match=r"another network\.num_centered_members"):
+            run(tmp_path)
+
+    def test_folds_that_nothing_tells_of_are_not_touched(
+        self, tmp_path: Path, trainings: list[Trained]
+    ) -> None:
+        folder = run(tmp_path, folds=three_folds()[:1])
+        (folder / "run.json").unlink()
+        trainings.clear()
+
+        with pytest.raises(CrossValidationError, match=r"holds folds, and no run\.json"):
+            run(tmp_path, replace(PLAN, data_sha256="1" * 64))
+
+        assert trainings == []
 
     def test_other_folds_under_the_same_names_are_refused(
         self, tmp_path: Path, trainings: list[Trained]
     ) -> None:
         """Ten folds and five, or groups by two columns, name their folds alike."""
-        run(tmp_path, make_folds=lambda _: three_folds()[:1])
+        run(tmp_path, folds=three_folds()[:1])
         trainings.clear()
 
         with pytest.raises(CrossValidationError, match="fold-1.json: holds a fold of other record"):
-            run(tmp_path, make_folds=lambda _: three_folds(of=2))
+            run(tmp_path, folds=three_folds(of=2))
 
         assert trainings == []
 
@@ -363,114 +346,12 @@ class TestFingerprint:
         assert same.fingerprint() == PLAN.fingerprint()
 
 
-class TestJobs:
-    def test_two_side_by_side_give_what_one_after_the_other_gives(
-        self,
-        finished: Path,
-        tmp_path: Path,
-        trainings: list[Trained],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(module, "available_cores", lambda: 2)  # one thread each, as here
-        seen: list[tuple[int, int, str]] = []
-
-        folder = run(tmp_path, jobs=2, progress=lambda *now: seen.append(now))
-
-        assert records(folder) == records(finished)
-        assert [done for done, *_ in seen] == [0, 1, 2, 3]
-        assert trainings == [], "they are trained in other processes"
-
-    @pytest.mark.parametrize(
-        ("cores", "jobs", "processes", "threads"),
-        [(8, 2, 2, 4), (2, 2, 2, 1), (2, 9, 2, 1), (16, 9, 3, 5)],
-    )
-    def test_share_the_cores(
-        self,
-        cores: int,
-        jobs: int,
-        processes: int,
-        threads: int,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        asked: list[tuple[int, int]] = []
-
-        class Refusing(ProcessPoolExecutor):
-            def __init__(self, workers: int, context: Any, start: Any, values: Any) -> None:
-                asked.append((workers, values[-1]))
-                raise RuntimeError("enough seen")
-
-        monkeypatch.setattr(module, "available_cores", lambda: cores)
-        monkeypatch.setattr(module, "ProcessPoolExecutor", Refusing)
-
-        with pytest.raises(RuntimeError, match="enough seen"):
-            run(tmp_path, jobs=jobs)
-
-        assert asked == [(processes, threads)]
-
-    def test_a_worker_that_was_killed_is_told_in_words(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class Broken(ProcessPoolExecutor):
-            def submit(self, *_: Any, **__: Any) -> Future[Any]:
-                future: Future[Any] = Future()
-                future.set_exception(BrokenProcessPool("terminated abruptly"))
-                return future
-
-        monkeypatch.setattr(module, "available_cores", lambda: 2)
-        monkeypatch.setattr(module, "ProcessPoolExecutor", Broken)
-
-        with pytest.raises(CrossValidationError, match="fewer --jobs; finished folds are kept"):
-            run(tmp_path, jobs=2)
-
-
 def test_a_training_that_diverged_is_told_apart_from_a_result(tmp_path: Path) -> None:
     store = tiny_store()
     store.original[1][:] = np.nan  # in the training side of the first fold
 
     with pytest.raises(CrossValidationError, match="seed 0, fold-1: the training diverged"):
-        run(tmp_path, store=store, make_folds=lambda _: three_folds()[:1])
-
-
-class TestWriteJson:
-    def test_makes_folders_and_replaces_what_is_there(self, tmp_path: Path) -> None:
-        path = tmp_path / "a" / "b.json"
-
-        write_json(path, {"old": 1})
-        write_json(path, {"new": (1, 2)})
-
-        assert json.loads(path.read_text()) == {"new": [1, 2]}
-        assert [entry.name for entry in path.parent.iterdir()] == ["b.json"]
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_failure_leaves_the_old_file_and_nothing_else(
-        self, value: float, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "b.json"
-        write_json(path, {"old": 1})
-
-        with pytest.raises(ValueError, match="JSON"):
-            write_json(path, {"first": list(range(10_000)), "then": value})
-
-        assert json.loads(path.read_text()) == {"old": 1}
-        assert [entry.name for entry in tmp_path.iterdir()] == ["b.json"]
-
-    def test_is_never_seen_half_written(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "b.json"
-
-        def killed(temporary: str, final: Path) -> None:
-            assert not path.exists()
-            json.loads(Path(temporary).read_text())  # whole before it gets its name
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(module.os, "replace", killed)
-
-        with pytest.raises(KeyboardInterrupt):
-            write_json(path, {"value": list(range(10_000))})
-
-        assert list(tmp_path.iterdir()) == []
+        run(tmp_path, store=store, folds=three_folds()[:1])
 
 
 class TestVoices:
@@ -481,7 +362,7 @@ class TestVoices:
         store = tiny_store()
         store.speakers = [f"{row % 3}" for row in range(12)]  # three_folds by speaker
         folder = run(tmp_path, plan, store)
-        for record in read_folds(folder, plan, three_folds):
+        for record in read_folds(folder, plan, three_folds()):
             assert list(record["enrolled"]) == ["1", "3", "10", "all"]
             shapes = {np.shape(logits) for logits in record["enrolled"].values()}
             assert shapes == {np.shape(record["logits"])}
@@ -490,7 +371,7 @@ class TestVoices:
             one, three, every = (record["enrolled"][count] for count in ("1", "3", "all"))
             assert one != three != every != one
         plain = replace(plan, recipe=replace(plan.recipe, standardize=False))
-        for record in read_folds(run(tmp_path / "plain", plain, store), plain, three_folds):
+        for record in read_folds(run(tmp_path / "plain", plain, store), plain, three_folds()):
             assert "enrolled" not in record  # as the paper's recipe: there is nothing to adapt
 
     @pytest.mark.parametrize(
@@ -507,32 +388,42 @@ class TestVoices:
         plan = replace(PLAN, selection=selection)
         store = tiny_store()
         store.speakers = speakers
-        records = read_folds(run(tmp_path, plan, store), plan, three_folds)
+        records = read_folds(run(tmp_path, plan, store), plan, three_folds())
         known = [True, True, False] if None in speakers else [False] * 3
         assert ["enrolled" in record for record in records] == known
 
 
 class TestTemperature:
     def test_is_noted_where_there_are_inner_folds(self, tmp_path: Path) -> None:
-        def folds(_seed: int = 0) -> list[Fold]:
-            made = []
-            for fold in three_folds():
-                inner = Fold("inner-01", fold.train[::2], fold.train[1::2])
-                made.append(replace(fold, inner=(inner,)))
-            return made
-
+        folds = [
+            replace(fold, inner=(Fold("inner-01", fold.train[::2], fold.train[1::2]),))
+            for fold in three_folds()
+        ]
         plan = replace(PLAN, calibration=1)
-        folder = run(tmp_path, plan, make_folds=folds)
+        folder = run(tmp_path, plan, folds=folds)
         found = [record["temperature"] for record in read_folds(folder, plan, folds)]
-        assert all(0.05 <= value <= 20 for value in found)
-        # What a fold is judged on has no part in its temperature.
-        garbage = poisoned(tiny_store(), three_folds()[1].test, 1e4)
-        spoiled = run(tmp_path / "spoiled", plan, garbage, make_folds=lambda _: folds()[1:2])
-        (beside,) = read_folds(spoiled, plan, lambda _: folds()[1:2])
-        assert beside["temperature"] == found[1]
-        plain = read_folds(run(tmp_path / "plain"), PLAN, three_folds)
+        assert len(set(found)) == 3
+
+        # What a fold is tested on has no part in its temperature; what it holds out has.
+        def fitted(name: str, rows: np.ndarray) -> float:
+            garbage = poisoned(tiny_store(), rows, 1e4)
+            folder = run(tmp_path / name, plan, garbage, folds=folds[1:2])
+            (record,) = read_folds(folder, plan, folds[1:2])
+            return float(record["temperature"])
+
+        assert fitted("spoiled", folds[1].test) == found[1]
+        assert fitted("shown", folds[1].inner[0].test) != found[1]
+        plain = read_folds(run(tmp_path / "plain"), PLAN, three_folds())
         assert all("temperature" not in record for record in plain)
         # The network of the fold is the same one.
-        assert [r["logits"] for r in plain] == [
-            r["logits"] for r in read_folds(folder, plan, folds)
-        ]
+        beside = read_folds(folder, plan, folds)
+        assert [r["logits"] for r in plain] == [r["logits"] for r in beside]
+
+    def test_is_not_fitted_on_a_training_that_diverged(self, tmp_path: Path) -> None:
+        fold = three_folds()[0]
+        inner = Fold("inner-01", fold.train[::2], fold.train[1::2])
+        store = tiny_store()
+        store.original[fold.train[1]][:] = np.nan  # asked about, and never learned from
+
+        with pytest.raises(TrainingError, match=r"inner-01, .*: the training diverged"):
+            inner_temperature(store, [inner], PLAN.recipe, EXTRACTOR, seed=0)

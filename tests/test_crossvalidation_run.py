@@ -94,11 +94,9 @@ class TestCrossValidation:
     ) -> None:
         seen: list[Fold] = []
 
-        def watched(
-            plan: Any, store: Any, extractor: Any, make_folds: Any, *rest: Any, **more: Any
-        ):
-            seen.extend(make_folds(0))
-            return cross(plan, store, extractor, make_folds, *rest, **more)
+        def watched(plan: Any, store: Any, extractor: Any, folds: Any, *rest: Any, **more: Any):
+            seen.extend(folds)
+            return cross(plan, store, extractor, folds, *rest, **more)
 
         cross = crossvalidation_run.cross_validate
         monkeypatch.setattr(crossvalidation_run, "cross_validate", watched)
@@ -126,6 +124,26 @@ class TestCrossValidation:
     ) -> None:
         with pytest.raises(CrossValidationError, match="all of one is learned from"):
             cross_validate(data, tmp_path, **{"protocol": None, "test_data": data, **option})
+
+    def test_on_another_corpus_gives_a_report_of_that_corpus(
+        self, data: Data, tmp_path: Path
+    ) -> None:
+        other = load_data(
+            write_recordings(tmp_path / "talks", per_class=6, seconds=0.4, metadata=True)
+        )
+
+        folder, report = cross_validate(
+            data, tmp_path / "results", protocol=None, test_data=other, seeds=(0, 1)
+        )
+
+        assert folder == tmp_path / "results" / "calls" / "to-talks" / "tiny"
+        assert (report["n_files"], report["n_folds"]) == (len(other.dataset), 1)
+        assert report["labels"] == ["angry", "happy"] and set(report["baselines"])
+        assert {name.partition(":")[0] for name in report["per_speaker"]} == {"talks"}
+        assert report["uar"]["ci95_speakers"][0] <= report["uar"]["pooled"]
+        assert list(report["enrolled"]) == ["1", "3", "all"]  # nobody has more than ten
+        known = json.loads((folder.with_name("tiny-adapted") / "report.json").read_text())
+        assert known["transductive"] and known["n_files"] == report["n_files"]
 
     def test_clips_of_two_corpora_are_as_long_as_the_longer_ones(
         self, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

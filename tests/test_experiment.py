@@ -22,7 +22,7 @@ from timnet_hf.experiment import (
     load_data,
     train_to_folder,
 )
-from timnet_hf.hub import verify_model_folder
+from timnet_hf.hub import HubError, verify_model_folder
 from timnet_hf.prediction import load_model
 from timnet_hf.training import ProgressReport, TrainingError
 
@@ -95,6 +95,24 @@ class TestLoadData:
             "ravdess",
         }
 
+    def test_a_folder_called_like_a_corpus_or_several_is_none_of_them(self, tmp_path: Path) -> None:
+        for name in ("emodb", "emodb-ravdess"):
+            own = load_data(write_recordings(tmp_path / name, metadata=True))
+            assert (own.name, own.corpora) == (f"own-{name}", ())
+
+    def test_labels_from_a_file_beside_the_recordings_are_part_of_the_checksum(
+        self, data: Data, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The names and sounds of IEMOCAP stay, where an annotation is corrected."""
+        corrected = data.dataset.map(lambda row: {"label": 1 - row["label"]})
+        sums = {}
+        for corpus in ("iemocap", "emodb"):
+            for key, dataset in (("before", data.dataset), ("after", corrected)):
+                monkeypatch.setattr(corpora, "load_corpus", lambda *_, given=dataset, **__: given)
+                sums[corpus, key] = load_data("anywhere", corpus).sha256
+        assert sums["iemocap", "before"] != sums["iemocap", "after"]
+        assert sums["emodb", "before"] == sums["emodb", "after"]
+
     def test_an_unknown_corpus_is_refused(self, folder: Path) -> None:
         with pytest.raises(CorpusError, match="unknown corpus 'klingon'"):
             load_data(folder, "klingon")
@@ -105,6 +123,16 @@ class TestLoadData:
 
 
 class TestTrainToFolder:
+    def test_a_folder_of_something_else_is_refused_before_any_training(
+        self, data: Data, tmp_path: Path, no_training: None
+    ) -> None:
+        (tmp_path / "README.md").write_text("my thesis")
+
+        with pytest.raises(HubError, match=r"README\.md: is of something else than a model"):
+            train_to_folder(data, RECIPE, tmp_path)
+
+        assert (tmp_path / "README.md").read_text() == "my thesis"
+
     def test_leaves_a_folder_that_is_whole(self, trained: Path) -> None:
         verify_model_folder(trained)
 
@@ -207,7 +235,7 @@ class TestTrainToFolder:
         config = load_model(folder)[0].config
         assert config.apply_temperature and config.temperature != 1.0
         record = json.loads((folder / "training_record.json").read_text())
-        assert record["calibration"] == 1
+        assert (record["calibration"], record["inner_folds"]) == (1, 2)  # there are two speakers
         assert set(record["held_out"]) == {"recordings", "ece_uncalibrated", "ece"}
         assert 0 < record["held_out"]["recordings"] < record["data"]["files"]
         assert f"temperature of {config.temperature:.3f}" in (folder / "README.md").read_text()
@@ -250,6 +278,7 @@ class TestTrainToFolder:
             ({"calibration": 2}, "calibration"),
             ({"recipe": tiny_recipe(learning_rate=0.5)}, "recipe"),
             ({"config": {"kernel_size": 3}, "seed": 1}, "config, seed"),
+            ({"overrides": {"learning_rate": 0.5}}, "training arguments"),
         ],
     )
     def test_another_training_does_not_go_on_from_there(

@@ -65,6 +65,17 @@ def test_every_module_that_the_code_imports_from_its_folder_is_there(original: P
             assert (original / f"{module}.py").is_file(), f"{path.name} wants {module}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "evaluation/loso.json"])
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    with pytest.raises(HubError, match="is of something else than a model"):
+        write_model_folder(tmp_path / "mine")
+    assert file.read_text() == "precious"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
 def test_saving_twice_gives_the_same_bytes(original: Path, tmp_path: Path) -> None:
     again = write_model_folder(tmp_path / "again", reports=(LOSO,))
     for path in original.rglob("*"):

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from timnet_hf import reporting
+from timnet_hf import output_folder, reporting
 from timnet_hf.corpora import CorpusError, download_corpus
 from timnet_hf.corpus_table import Download
 from timnet_hf.crossvalidation import CrossValidationError
@@ -32,7 +32,7 @@ from timnet_hf.crossvalidation_run import run_cross_validation
 from timnet_hf.experiment import Data, load_data, train_to_folder
 from timnet_hf.hub import HubError, publish
 from timnet_hf.model_folder import verify_model_folder
-from timnet_hf.output_folder import in_one_step, sole_use, told_when_full
+from timnet_hf.output_folder import in_one_step, sole_use, told_when_full, write_json
 from timnet_hf.scoring import ScoringError, score
 from timnet_hf.training import TrainingError
 
@@ -322,3 +322,44 @@ def test_a_read_only_folder_is_said_before_any_work(
             job(disk, data, model, archive)
         assert str(disk) in str(caught.value)
         assert files_in(disk) == before
+
+
+class TestWriteJson:
+    def test_makes_folders_and_replaces_what_is_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "a" / "b.json"
+
+        write_json(path, {"old": 1})
+        write_json(path, {"new": (1, 2)})
+
+        assert json.loads(path.read_text()) == {"new": [1, 2]}
+        assert [entry.name for entry in path.parent.iterdir()] == ["b.json"]
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_failure_leaves_the_old_file_and_nothing_else(
+        self, value: float, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "b.json"
+        write_json(path, {"old": 1})
+
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(path, {"first": list(range(10_000)), "then": value})
+
+        assert json.loads(path.read_text()) == {"old": 1}
+        assert [entry.name for entry in tmp_path.iterdir()] == ["b.json"]
+
+    def test_is_never_seen_half_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "b.json"
+
+        def killed(temporary: str, final: Path) -> None:
+            assert not path.exists()
+            json.loads(Path(temporary).read_text())  # whole before it gets its name
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(output_folder.os, "replace", killed)
+
+        with pytest.raises(KeyboardInterrupt):
+            write_json(path, {"value": list(range(10_000))})
+
+        assert list(tmp_path.iterdir()) == []

@@ -398,6 +398,11 @@ def test_a_single_class_is_refused() -> None:
         make_folds(rows([0, 0, 0], names=["calm"]), "kfold", n_folds=2)
 
 
+def test_speakers_that_differ_in_case_alone_get_files_that_do_not() -> None:
+    folds = make_folds(rows([0, 1] * 3, speaker=["Ann", "Ann", "ann", "ann", "Bo", "Bo"]), "loso")
+    assert len({fold.name.casefold() for fold in folds}) == 3
+
+
 def test_a_class_that_only_the_test_side_has_is_refused() -> None:
     data = rows([0, 0, 1, 0, 1, 2], names=["calm", "sad", "wild"], speaker=list("aabbcc"))
     with pytest.raises(ProtocolError, match="speaker-c: all recordings of wild are on the test"):
@@ -410,10 +415,14 @@ def test_a_class_that_a_test_side_lacks_is_fine() -> None:
 
 
 def test_copies_that_leave_a_fold_empty_are_refused(tmp_path) -> None:
-    soundfile.write(tmp_path / "a.wav", np.full(100, 0.1), 8_000)
-    data = rows([0, 1] * 3, path=[str(tmp_path / "a.wav")] * 6)
-    with pytest.raises(ProtocolError, match=r"nothing to test on|are on the test side"):
-        make_folds(data, "kfold", n_folds=3)
+    paths = [str(tmp_path / f"{number}.wav") for number in range(12)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, np.full(100, 0.01 * (1 + number)), 8_000)
+    first, second, _ = make_folds(rows([0, 1] * 6, path=paths), "kfold", n_folds=3)
+    for row, twin in zip(second.test, first.test, strict=True):
+        paths[row] = paths[twin]
+    with pytest.raises(ProtocolError, match=r"fold-0[12] has nothing to test on"):
+        make_folds(rows([0, 1] * 6, path=paths), "kfold", n_folds=3)
 
 
 def test_labels_must_be_classes() -> None:

@@ -77,7 +77,7 @@ def inner_temperature(*arguments: Any, **options: Any) -> float:
     Takes what :func:`held_out_logits` does.
 
     Raises:
-        TrainingError: A label has no recording in an inner fold.
+        TrainingError: A label has no recording in an inner fold, or a training diverged.
     """
     return fit_temperature(*held_out_logits(*arguments, **options))
 
@@ -97,10 +97,10 @@ def held_out_logits(
         Logits (recordings, num_labels) and class indices (recordings,) of all that was left out.
 
     Raises:
-        TrainingError: A label has no recording in an inner fold.
+        TrainingError: A label has no recording in an inner fold, or a training diverged.
     """
     from .evaluation import score
-    from .training import build_arguments, train
+    from .training import TrainingError, build_arguments, train
 
     logits, references = [], []
     for fold in inner:
@@ -115,6 +115,11 @@ def held_out_logits(
             arguments = build_arguments(recipe, scratch, seed, {**(overrides or {}), **alone})
             trained = train(store, fold.train, recipe, extractor, arguments, config)
         logits.append(score(trained.model, trained.extractor, store, fold.test)[0])
+        if not np.isfinite(logits[-1]).all():
+            raise TrainingError(
+                f"{fold.name}, of which the temperature is fitted: the training diverged, its "
+                "logits are not finite. Lower the learning rate."
+            )
         references.append(store.labels[fold.test])
     return np.concatenate(logits), np.concatenate(references)
 

@@ -79,9 +79,11 @@ def progress_bars() -> Iterator[Callable[[str, int, int, str], None]]:
     with Progress(*columns, console=err, speed_estimate_period=math.inf) as bars:
 
         def update(what: str, done: int, total: int, detail: str) -> None:
-            if what not in tasks:
+            if is_new := what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, detail=detail)
             bars.update(tasks[what], completed=done, total=total, detail=detail)
+            if is_new:
+                bars.advance(tasks[what], 0)  # when it began: the speed is measured from there
             if 0 < total <= done:
                 bars.stop_task(tasks[what])
 

@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
-from itertools import count, takewhile
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from itertools import count, islice, takewhile
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .crossvalidation_plan import SELECTIONS, CrossValidationError, Plan
 from .fold_training import CODE, run_fold
 from .memory import keep_freed_memory
-from .output_folder import sole_use, told_when_full
+from .output_folder import sole_use, told_when_full, write_json
 from .protocols import Fold
 from .workers import available_cores, end_with_parent
 
@@ -39,26 +38,11 @@ if TYPE_CHECKING:
     from .feature_store import FeatureStore
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False, default=list)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def cross_validate(
     plan: Plan,
     store: FeatureStore,
     extractor: TimNetFeatureExtractor,
-    make_folds: Callable[[int], list[Fold]],
+    folds: Sequence[Fold],
     results: str | Path,
     jobs: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
@@ -69,7 +53,7 @@ def cross_validate(
         plan: What to run.
         store: Features of all recordings, at all speeds of the recipe.
         extractor: The extractor they were made with.
-        make_folds: Seed → folds.
+        folds: What every seed is trained and tested on.
         results: The results folder.
         jobs: Folds trained side by side, each with its share of the cores; no more than there are.
         progress: Called with (done, total, name) when a fold is done, and once at the start.
@@ -86,7 +70,7 @@ def cross_validate(
     folder = plan.folder(results)
     remedy = "free some space and run the command again: finished folds are kept"
     with sole_use(folder, CrossValidationError), told_when_full(folder, remedy):
-        _train_open_folds(plan, store, extractor, make_folds, folder, jobs, progress)
+        _train_open_folds(plan, store, extractor, folds, folder, jobs, progress)
     return folder
 
 
@@ -94,13 +78,13 @@ def _train_open_folds(
     plan: Plan,
     store: FeatureStore,
     extractor: TimNetFeatureExtractor,
-    make_folds: Callable[[int], list[Fold]],
+    folds: Sequence[Fold],
     folder: Path,
     jobs: int,
     progress: Callable[[int, int, str], None] | None,
 ) -> None:
     _claim(folder, plan, extractor)
-    tasks = [(seed, fold) for seed in plan.seeds for fold in make_folds(seed)]
+    tasks = [(seed, fold) for seed in plan.seeds for fold in folds]
     kept = [_read_fold(folder, plan, *task) for task in tasks]
     open_tasks = [task for task, record in zip(tasks, kept, strict=True) if record is None]
     done = len(tasks) - len(open_tasks)
@@ -119,17 +103,15 @@ def _train_open_folds(
             progress(done, len(tasks), name)
 
 
-def read_folds(
-    folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
-) -> list[dict[str, Any]]:
+def read_folds(folder: Path, plan: Plan, folds: Sequence[Fold]) -> list[dict[str, Any]]:
     """All folds' JSON of a finished run, by seed and fold.
 
     Raises:
-        CrossValidationError: A fold is missing.
+        CrossValidationError: A fold is missing, or was tested on other recordings.
     """
     records = []
     for seed in plan.seeds:
-        for fold in make_folds(seed):
+        for fold in folds:
             record = _read_fold(folder, plan, seed, fold)
             if record is None:
                 path = _fold_path(folder, seed, fold)
@@ -138,13 +120,11 @@ def read_folds(
     return records
 
 
-def finished_seeds(
-    folder: Path, plan: Plan, make_folds: Callable[[int], list[Fold]]
-) -> tuple[int, ...]:
+def finished_seeds(folder: Path, plan: Plan, folds: Sequence[Fold]) -> tuple[int, ...]:
     """The plan's seeds, and those next to them that an earlier run of it has finished."""
 
     def is_finished(seed: int) -> bool:
-        return all(_read_fold(folder, plan, seed, fold) is not None for fold in make_folds(seed))
+        return all(_read_fold(folder, plan, seed, fold) is not None for fold in folds)
 
     return (*plan.seeds, *takewhile(is_finished, count(max(plan.seeds) + 1)))
 
@@ -161,7 +141,7 @@ def refuse_another_run(
     folder: Path,
     plan: Plan,
     extractor: TimNetFeatureExtractor,
-    make_folds: Callable[[int], list[Fold]],
+    folds: Sequence[Fold],
 ) -> None:
     """Look whether a folder is free, or holds the run that is planned; nothing is written.
 
@@ -170,7 +150,7 @@ def refuse_another_run(
     """
     _note_of(folder, plan, extractor)
     for seed in plan.seeds:
-        for fold in make_folds(seed):
+        for fold in folds:
             _read_fold(folder, plan, seed, fold)
 
 
@@ -178,25 +158,33 @@ def _claim(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> None:
     """Note the configuration in the run's folder, or check that it is the one noted there."""
     from .provenance import versions
 
-    note = _note_of(folder, plan, extractor)
-    fixed, meant = plan.fixed(), plan.meant(extractor)
-    if note is None:
-        note = {"fixed": fixed, "meant": meant, "command": plan.command, "versions": versions()}
-    elif "meant" not in note:  # a run from before this was noted
-        note = {"fixed": note["fixed"], "meant": meant, **note}
-    else:
-        return
-    write_json(folder / "run.json", note)
+    noted = _note_of(folder, plan, extractor)
+    fixed, meant = _as_json(plan.fixed()), _as_json(plan.meant(extractor))
+    note = noted or {"command": plan.command, "versions": versions()}
+    # A run from before a setting was noted, or was there, is held to what it means from now on.
+    note = {**note, "fixed": fixed, "meant": {**meant, **note.get("meant", {})}}
+    if note != noted:
+        write_json(folder / "run.json", note)
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a file: lists, where tuples went in."""
+    return dict(json.loads(json.dumps(value, default=list)))
 
 
 def _note_of(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> dict[str, Any] | None:
     """What was noted when the run in a folder began; None where there is none.
 
     Raises:
-        CrossValidationError: The run has another configuration, or the note is damaged.
+        CrossValidationError: The run has another configuration, or the note is damaged or gone.
     """
     path = folder / "run.json"
     if not path.exists():
+        if any(folder.glob("folds/*/*.json")):
+            raise CrossValidationError(
+                f"{folder}: holds folds, and no run.json that tells what they are of. Put it back, "
+                "move the folder away, or choose another results folder."
+            )
         return None
     try:
         note = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -205,9 +193,7 @@ def _note_of(folder: Path, plan: Plan, extractor: TimNetFeatureExtractor) -> dic
         raise CrossValidationError(
             f"{path}: is damaged. Move {folder} away, or choose another results folder."
         ) from error
-    fixed, meant = (
-        json.loads(json.dumps(part, default=list)) for part in (plan.fixed(), plan.meant(extractor))
-    )
+    fixed, meant = _as_json(plan.fixed()), _as_json(plan.meant(extractor))
     differing = sorted(
         {"data_sha256": "set of recordings"}.get(key, key)
         for key in {*fixed, *noted}
@@ -264,17 +250,29 @@ def _run(
             yield f"seed {seed}, {fold.name}"
         return
     threads = cores // jobs
+    others = set(active_children())
     with ProcessPoolExecutor(
         jobs, get_context("spawn"), _start_worker, (plan, store, extractor, threads)
     ) as pool:
-        futures = {pool.submit(_work, seed, fold): (seed, fold) for seed, fold in tasks}
+        waiting = iter(tasks)
+        running: dict[Future[dict[str, Any]], tuple[int, Fold]] = {}
         try:
-            for future in as_completed(futures):
-                seed, fold = futures[future]
-                write_json(_fold_path(folder, seed, fold), future.result())
-                yield f"seed {seed}, {fold.name}"
+            while True:
+                # One each: what has been handed out cannot be called back.
+                for seed, fold in islice(waiting, jobs - len(running)):
+                    running[pool.submit(_work, seed, fold)] = seed, fold
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                # What succeeded is kept before what failed ends the run.
+                for future in sorted(done, key=lambda one: one.exception() is not None):
+                    seed, fold = running.pop(future)
+                    write_json(_fold_path(folder, seed, fold), future.result())
+                    yield f"seed {seed}, {fold.name}"
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # A fold takes minutes, and nobody waits for it any more.
+            for process in set(active_children()) - others:
+                process.terminate()
             if isinstance(error, BrokenExecutor):
                 raise CrossValidationError(
                     "A worker process was ended from outside, perhaps for want of memory. Run the "
@@ -291,6 +289,7 @@ def _start_worker(
 ) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     end_with_parent()
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     keep_freed_memory()
@@ -309,5 +308,4 @@ __all__ = [
     "finished_seeds",
     "read_folds",
     "refuse_another_run",
-    "write_json",
 ]

@@ -18,7 +18,7 @@ from .crossvalidation import (
     refuse_another_run,
 )
 from .experiment import Data, Progress, named_progress
-from .output_folder import told_when_full
+from .output_folder import sole_use, told_when_full
 from .ranks import world_size
 from .recipes import Recipe
 
@@ -44,21 +44,42 @@ def run_cross_validation(
     command: str = "",
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Train and judge one model a fold and seed, then write the report.
+    """Train and test one model a fold and seed, then write the report.
 
     The folds of ``kfold`` are the authors' for every seed: seeds change weights and augmentation.
-    With ``test_data`` there is one fold: learn from all of ``data``, be judged on all of that. It
-    takes the place of the protocol, and the run's folder is ``<corpus>/to-<test corpus>``.
-    With ``calibration`` each fold gets a temperature, fitted on so many inner folds.
     The report is of all seeds that lie finished in the run's folder, those asked for among them.
+
+    Args:
+        data: The recordings.
+        recipe: See :mod:`timnet_hf.recipes`.
+        protocol: See :mod:`timnet_hf.protocols`; None for ``loso``.
+        results: The results folder; the run's is ``<corpus>/<protocol>/<recipe>`` in it.
+        seeds: Each fold is trained once with each.
+        jobs: Folds trained side by side.
+        variant: Added to the recipe's name, such as an ablation.
+        config: Overrides of the recipe's network.
+        overrides: Overrides of the recipe's training arguments.
+        selection: ``last-epoch``, or ``best-on-test``, which leaks.
+        group_by: Column of the protocol ``group``.
+        n_folds: Folds of ``kfold`` and ``group``; None for 10.
+        test_data: Test on all of these, trained on all of ``data``: the one fold, which takes the
+            place of the protocol; its folder is ``<corpus>/to-<test corpus>/<recipe>``.
+        calibration: Inner folds that each fold's temperature is fitted on, 0 to 4; as many as
+            there are training speakers, where these are fewer.
+        command: How the run was asked for, for the record.
+        progress: See :data:`timnet_hf.experiment.Progress`.
 
     Returns:
         The run's folder and its report.
 
     Raises:
         ProtocolError: The folds cannot be made from these recordings.
-        CrossValidationError: An option has no meaning for the protocol, or the folder holds a run
-            with another configuration.
+        CrossValidationError: An option has no meaning for the protocol, the folder holds a run
+            with another configuration, another process is at work in it, or a training diverged.
+        TrainingError: A label has no recording to train on, or a training on an inner fold
+            diverged.
+        AudioError: A recording cannot be read.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     from .baseline import with_baselines
     from .feature_store import compute_features
@@ -85,9 +106,6 @@ def run_cross_validation(
     if calibration:
         folds = [_with_inner_folds(fold, data, calibration) for fold in folds]
 
-    def folds_of(_seed: int) -> list[Fold]:
-        return folds
-
     plan = Plan(
         corpus=corpus,
         protocol=protocol,
@@ -104,7 +122,7 @@ def run_cross_validation(
         command=command,
     )
     extractor = build_extractor(recipe, *data.corpora)
-    refuse_another_run(plan.folder(results), plan, extractor, folds_of)
+    refuse_another_run(plan.folder(results), plan, extractor, folds)
     store = compute_features(
         data.dataset, extractor, recipe.augmentation.speeds, named_progress(progress, "features")
     )
@@ -112,15 +130,16 @@ def run_cross_validation(
         plan,
         store,
         extractor,
-        folds_of,
+        folds,
         results,
         jobs=jobs,
         progress=named_progress(progress, "folds"),
     )
-    with told_when_full(folder, "free some space and run the command again: all folds are kept"):
-        if (done := finished_seeds(folder, plan, folds_of)) != plan.seeds:
+    remedy = "free some space and run the command again: all folds are kept"
+    with sole_use(folder, CrossValidationError), told_when_full(folder, remedy):
+        if (done := finished_seeds(folder, plan, folds)) != plan.seeds:
             plan = replace(plan, seeds=done, command=_with_seeds(command, len(done)))
-        records = with_baselines(read_folds(folder, plan, folds_of), store, folds)
+        records = with_baselines(read_folds(folder, plan, folds), store, folds)
         return folder, write_report(folder, plan, records)
 
 

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .crossvalidation import write_json
-from .output_folder import sole_use, told_when_full
+from .output_folder import remove_stale, sole_use, told_when_full, write_json
 from .ranks import is_first
 from .recipes import Recipe
 
@@ -78,16 +78,17 @@ def load_data(data_dir: str | Path, corpus: str | None = None, *, strict: bool =
     if corpus is None:
         dataset = load_folder(data_dir)
         name = Path(data_dir).resolve().name or "own"
-        if name in CORPORA:  # whose results these are not
+        if set(name.split("-")) <= set(CORPORA):  # whose results these are not
             name = f"own-{name}"
-        return Data(name, (), dataset, _folder_checksum(dataset))
-    name = find_corpus(corpus).name
-    dataset = load_corpus(name, data_dir, strict=strict)
-    return Data(name, (name,), dataset, dataset_checksum(dataset))
+        return Data(name, (), dataset, _checksum_with_labels(dataset))
+    table = find_corpus(corpus)
+    dataset = load_corpus(table.name, data_dir, strict=strict)
+    checksum = _checksum_with_labels if table.annotations else dataset_checksum
+    return Data(table.name, (table.name,), dataset, checksum(dataset))
 
 
-def _folder_checksum(dataset: Dataset) -> str:
-    """Checksum of recordings and of what is said of them, which may be corrected in a table."""
+def _checksum_with_labels(dataset: Dataset) -> str:
+    """Checksum of recordings and of what a file beside them says of them, and may correct."""
     from .corpora import dataset_checksum
 
     said = [dataset.features["label"].names]
@@ -133,39 +134,39 @@ def train_to_folder(
         TrainingError: Nothing to resume, or what is there belongs to another training; checkpoints
             of an unfinished training would be overwritten; another process trains there; a label
             without recordings.
+        HubError: The folder is some other project's.
         AudioError: Recordings cannot be read.
         OSError: The folder cannot be written to, or the disk is full.
     """
+    from .model_folder import refuse_another_project
     from .training import TrainingError
 
     output_dir = Path(output_dir)
+    train = partial(
+        _train_to_folder,
+        data,
+        recipe,
+        output_dir,
+        seed=seed,
+        overrides=overrides,
+        config=config,
+        resume=resume,
+        calibration=calibration,
+    )
     if not is_first():  # another process claims the folder, and writes for all
-        return _train_to_folder(
-            data, recipe, output_dir, seed, overrides, config, resume, calibration, "", None
-        )
+        return train(command="", progress=None)
     remedy = "free some space and go on with --resume: what was saved before is whole"
     with sole_use(output_dir, TrainingError), told_when_full(output_dir, remedy):
-        # What a process that was killed left half-written beside the folder.
-        for stale in output_dir.parent.glob(f".{output_dir.name}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        return _train_to_folder(
-            data,
-            recipe,
-            output_dir,
-            seed,
-            overrides,
-            config,
-            resume,
-            calibration,
-            command,
-            progress,
-        )
+        remove_stale(output_dir)
+        refuse_another_project(output_dir)  # before hours of training, not after
+        return train(command=command, progress=progress)
 
 
 def _train_to_folder(
     data: Data,
     recipe: Recipe,
     output_dir: Path,
+    *,
     seed: int,
     overrides: dict[str, Any] | None,
     config: dict[str, Any] | None,
@@ -217,6 +218,9 @@ def _train_to_folder(
         "seed": seed,
         "calibration": calibration,
         "data": data.sha256,
+        "training arguments": json.loads(
+            json.dumps(_without_secrets(overrides or {}), default=str)
+        ),
     }
     if is_first():
         _claim_checkpoints(checkpoints, fixed, resume)
@@ -226,8 +230,11 @@ def _train_to_folder(
     )
     temperature: dict[str, Any] = {}
     held_out: dict[str, Any] = {}
+    divided: dict[str, Any] = {"calibration": 0}
     if calibration:
-        inner = inner_folds(data.dataset, range(len(store)), INNER_FOLDS)[:calibration]
+        inner = inner_folds(data.dataset, range(len(store)), INNER_FOLDS)
+        divided = {"calibration": min(calibration, len(inner)), "inner_folds": len(inner)}
+        inner = inner[:calibration]
         note = checkpoints / "temperature.json"
         if not (resume and note.exists()):
             logits, labels = held_out_logits(
@@ -255,7 +262,7 @@ def _train_to_folder(
         "overrides": _without_secrets(overrides or {}),
         "config": config or {},
         "seed": seed,
-        "calibration": calibration,
+        **divided,
         "held_out": held_out,
         "labels": store.label_names,
         "parameters": trained.model.num_parameters(only_trainable=True),
@@ -279,6 +286,10 @@ def _without_secrets(overrides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(values, default=str)))
+
+
 def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> None:
     """Note whose checkpoints will lie in a folder; never mix those of two trainings."""
     from .training import TrainingError, complete_checkpoints, newest_checkpoint
@@ -288,7 +299,8 @@ def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> Non
     if resume:
         newest_checkpoint(folder)
         noted = json.loads(note.read_text(encoding="utf-8")) if note.exists() else fixed
-        if differing := sorted(key for key in fixed if fixed[key] != noted.get(key)):
+        # What an earlier version did not note is not compared.
+        if differing := sorted(key for key in {*fixed} & {*noted} if fixed[key] != noted[key]):
             raise TrainingError(
                 f"{folder}: its checkpoints are of a training with another "
                 f"{', '.join(differing)}. Resume with the same, or choose another output folder."

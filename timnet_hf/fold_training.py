@@ -33,7 +33,23 @@ def run_fold(
     seed: int,
     fold: Fold,
 ) -> dict[str, Any]:
-    """Train on one fold's training side, score its test side."""
+    """Train on one fold's training side, score its test side.
+
+    Args:
+        plan: The run.
+        store: Features of all recordings.
+        extractor: The extractor they were made with.
+        seed: Of weights, order and augmentation.
+        fold: Rows to train on and to test on.
+
+    Returns:
+        What the fold's JSON holds: logits of its test side, and all else that a report needs.
+
+    Raises:
+        CrossValidationError: The training diverged.
+        TrainingError: A label has no recording to train on, or a training on an inner fold
+            diverged.
+    """
     import torch
 
     from .calibration import inner_temperature
@@ -61,7 +77,7 @@ def run_fold(
         )
     last_logits, _ = score(trained.model, trained.extractor, store, fold.test)
     logits = last_logits if watcher is None else watcher.logits
-    if not np.isfinite(logits).all():
+    if not (np.isfinite(logits).all() and np.isfinite(last_logits).all()):
         raise CrossValidationError(
             f"seed {seed}, {fold.name}: the training diverged, its logits are not finite. Lower "
             "the learning rate."

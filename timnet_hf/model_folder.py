@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .hub_errors import HubError
+from .output_folder import in_one_step
 
 if TYPE_CHECKING:
     from .feature_extraction_timnet import TimNetFeatureExtractor
@@ -93,13 +94,14 @@ def save_model_folder(
         ``output_dir`` as a path.
 
     Raises:
-        HubError: ``output_dir`` is a file.
+        HubError: ``output_dir`` is a file, or some other project's folder.
     """
     from .card import evaluation_name
 
     target = Path(output_dir)
     if target.exists() and not target.is_dir():
         raise HubError(f"{target}: is a file, not a folder. Choose another output folder.")
+    refuse_another_project(target)
     target.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
@@ -124,10 +126,24 @@ def save_model_folder(
     return target
 
 
+def refuse_another_project(folder: Path) -> None:
+    """Refuse a folder in which a model would replace what is no model's.
+
+    Raises:
+        HubError: It has a README or an evaluation, and no model that they are of.
+    """
+    for name in (CARD_FILE, EVALUATION_FOLDER):
+        if (folder / name).exists() and not (folder / "config.json").exists():
+            raise HubError(
+                f"{folder / name}: is of something else than a model, and would be replaced. "
+                "Choose another output folder."
+            )
+
+
 def _move_into(staging: Path, target: Path) -> None:
-    """Rename every staged file to its final place, the record last."""
+    """Rename every staged file to its final place, the configuration first, the record last."""
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    files.sort(key=lambda path: path.name == RECORD_FILE)
+    files.sort(key=lambda path: (path.name == RECORD_FILE, path.name != "config.json"))
     kept = {path.relative_to(staging) for path in files}
     for stale in (target / EVALUATION_FOLDER).glob("*.json"):
         if stale.relative_to(target) not in kept:
@@ -252,9 +268,8 @@ def _replace(path: Path, text: str) -> bool:
     """Write a text file in one step, unless it already holds the text."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
-    staged = path.with_name(f".{path.name}.tmp")
-    staged.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(staged, path)
+    with in_one_step(path) as staged:
+        staged.write_text(text, encoding="utf-8", newline="\n")
     return True
 
 

@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 import errno
+import glob
+import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["in_one_step", "replace_durably", "sole_use", "told_when_full"]
+__all__ = [
+    "in_one_step",
+    "remove_stale",
+    "replace_durably",
+    "sole_use",
+    "told_when_full",
+    "write_json",
+]
 
 #: Held by the process at work; gone with it, however it ends.
 _LOCK = ".lock"
@@ -55,7 +66,8 @@ def sole_use(folder: Path, refusal: type[ValueError]) -> Iterator[None]:
         yield
     finally:
         # Unlinked before it is released: whoever had it open already sees that, and tries again.
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows removes no file that is open
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         if made and not any(folder.iterdir()):
             folder.rmdir()
@@ -73,6 +85,25 @@ def in_one_step(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what `tempfile.mkdtemp` made beside a folder for a process that was then killed."""
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, and the folders above it, so that nobody ever sees half of it.
+
+    Raises:
+        ValueError: A number is not finite, which JSON does not know.
+        OSError: The file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=1, allow_nan=False, default=list)
+    with in_one_step(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

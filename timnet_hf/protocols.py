@@ -133,7 +133,7 @@ def make_folds(
 def inner_folds(
     dataset: Dataset, train_indices: Sequence[int] | np.ndarray, n_folds: int = 5, *, seed: int = 0
 ) -> list[Fold]:
-    """Split the training side of a fold again, for early stopping or calibration.
+    """Split the training side of a fold again, for calibration.
 
     Where every row has a speaker and there are several, the folds keep speakers together, as equal
     in size as that allows, so that what is chosen on them holds for new voices. Otherwise they are
@@ -277,11 +277,14 @@ def _one_each(dataset: Dataset, column: str) -> dict[str, np.ndarray]:
             f"the only {column} is {listed(rows_of)}; leaving one out takes at least two"
         )
     tests: dict[str, np.ndarray] = {}
+    taken: set[str] = set()
     for value in sorted(rows_of, key=natural_key):
         name = f"{column}-{re.sub(r'[^A-Za-z0-9._-]+', '_', value)}"
-        # Values may differ only in what a file name cannot hold, or be whole sentences.
-        if name in tests or len(name) > 80:
+        # Values may differ only in what a file name cannot hold, in upper and lower case, which
+        # are one to some disks, or be whole sentences.
+        if name.casefold() in taken or len(name) > 80:
             name = f"{name[:60]}-{hashlib.sha256(value.encode()).hexdigest()[:12]}"
+        taken.add(name.casefold())
         tests[name] = np.array(rows_of[value])
     return tests
 

@@ -12,20 +12,25 @@ from typing import Any
 import numpy as np
 
 from .baseline import BASELINES, verdict
-from .crossvalidation import Plan, write_json
+from .crossvalidation_plan import Plan
 from .evaluation import softmax, uar, war
 from .fold_training import ENROLMENT_COUNTS, enrolment_order
-from .output_folder import in_one_step
+from .output_folder import in_one_step, write_json
 from .report_text import render_report
 
 BOOTSTRAP_ROUNDS = 1000
 CALIBRATION_BINS = 15
-#: What a fold's record says of the model without enrolled speakers only.
+#: What of a fold's record the report with enrolled speakers does not take over as it is.
 _UNADAPTED = ("enrolled", "baselines", "adapted_baselines", "tsne", "tsne_labels", "last_epochs")
 
 
 def expected_calibration_error(probabilities: np.ndarray, references: np.ndarray) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins of confidence, 0 to 1."""
+    """Mean gap between confidence and accuracy over equally wide bins of confidence, 0 to 1.
+
+    Args:
+        probabilities: (recordings, num_labels), each row summing to 1.
+        references: (recordings,) class indices.
+    """
     correct = probabilities.argmax(1) == references
     return _calibration_error(probabilities.max(1), correct)
 
@@ -58,6 +63,15 @@ def bootstrap_interval(
 
     With ``speakers``, one of each recording, whole speakers are drawn: recordings of one voice err
     together, so what other voices would have shown lies further apart.
+
+    Args:
+        metric: (references, predictions) → the metric's value.
+        references: (recordings,) class indices.
+        predictions: (recordings,) class indices.
+        speakers: (recordings,) names.
+
+    Returns:
+        Lower and upper end, in the metric's unit.
     """
     generator = np.random.default_rng(0)
     names = np.arange(len(references)) if speakers is None else np.array(speakers)
@@ -331,7 +345,7 @@ def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
 
 def _recall(references: np.ndarray, predictions: np.ndarray, label: int) -> float:
     chosen = references == label
-    return 100 * float(np.mean(predictions[chosen] == label)) if chosen.any() else 0.0
+    return 100 * float(np.mean(predictions[chosen] == label))
 
 
 def _confusion(pooled: dict[int, Any], size: int) -> np.ndarray:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output_folder import replace_durably, sole_use, told_when_full
+from .output_folder import replace_durably, sole_use, told_when_full, write_json
 from .prediction import load_model
 from .scoring_inputs import (
     Inputs,
@@ -282,15 +282,13 @@ def _clear(folder: Path) -> None:
     """Remove what a run keeps there, the plan last: what lies there without it is not ours."""
     shards = (_SHARDS, f".{_SHARDS}.*.tmp") if (folder / "plan.json").exists() else ()
     listing = ("inputs.parquet", ".inputs.parquet.tmp")
-    for pattern in (*shards, *listing, ".joined.tmp", ".plan.json.*.tmp", "plan.json"):
+    for pattern in (*shards, *listing, ".joined.tmp", ".plan.json*.tmp", "plan.json"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def _claim_plan(folder: Path, fixed: dict[str, Any]) -> None:
     """Note whose shards lie in a folder; never mix those of two runs."""
-    from .crossvalidation import write_json
-
     plan = folder / "plan.json"
     if not plan.exists():
         write_json(plan, fixed)
