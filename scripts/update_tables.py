@@ -13,8 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from timnet_hf.measurement_tables import fill_benchmark, fill_channels
 from timnet_hf.model_folder import refresh_model_folder
-from timnet_hf.tables import fill_benchmark, fill_channels, fill_markers
+from timnet_hf.tables import fill_markers
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from timnet_hf.tables import fill_benchmark, render_benchmark
+from timnet_hf.measurement_tables import fill_benchmark, render_benchmark
 
 KEYS = "name against ratio_median ratio_min ratio_max ours other limit unit rounds".split()
 

@@ -18,12 +18,12 @@ from huggingface_hub import ModelCard, constants
 
 from timnet_hf.card import build_card, reports_for, template_path
 from timnet_hf.configuration_timnet import ABLATIONS
+from timnet_hf.measurement_tables import fill_channels
 from timnet_hf.model_folder import card_of, read_evaluation, refresh_model_folder
 from timnet_hf.published import PUBLISHED
 from timnet_hf.tables import (
     NOTHING_MEASURED,
     ResultsError,
-    fill_channels,
     fill_markers,
     load_reports,
     render_results_table,
@@ -130,6 +130,10 @@ def test_a_model_of_two_corpora_names_both_and_is_as_free_as_the_stricter() -> N
     assert data.datasets == ["emodb", "ravdess"]
     assert data.license == "cc-by-nc-sa-4.0"
     assert data.model_name == "timnet-multi"
+    assert {(one.dataset_type, one.dataset_name) for one in data.eval_results} == {
+        ("emodb", "trained on RAVDESS, tested on EMO-DB"),
+        ("ravdess", "trained on EMO-DB, tested on RAVDESS"),
+    }
     assert check_front_matter(card(*LEFT_OUT, record=JOINED)) == []
 
 
@@ -138,11 +142,11 @@ def test_a_model_of_two_corpora_shows_how_one_does_on_the_other(tmp_path: Path) 
     reports = reports_for(JOINED, results)
     assert reports == LEFT_OUT
     text = card(*reports, record=JOINED)
-    assert "- learned from EMO-DB, judged on RAVDESS: 81.23 % (guessing gives 25.0)" in text
-    assert "- learned from RAVDESS, judged on EMO-DB: 44.44 %" in text
+    assert "- trained on EMO-DB, tested on RAVDESS: 81.23 % (chance level 25.0)" in text
+    assert "- trained on RAVDESS, tested on EMO-DB: 44.44 %" in text
     assert (
-        "| learned from RAVDESS, judged on EMO-DB | TIM-Net, `default` recipe, **loses to the "
-        "plain SVC and the plain linear model in UAR** | **44.44**" in text
+        "| trained on RAVDESS, tested on EMO-DB | TIM-Net, `default` recipe, **loses to the "
+        "SVC and the logistic regression in UAR** | **44.44**" in text
     )
     assert "trained on EMO-DB and RAVDESS" in text and "34 speakers" in text
     assert "**Expect 81" not in text
@@ -155,8 +159,8 @@ def test_a_model_of_two_corpora_that_was_judged_itself_says_so_first(tmp_path: P
     assert reports == [own, *LEFT_OUT]
     text = " ".join(card(*reports, record=JOINED).split())
     assert "**Expect 55.55 % unweighted average recall**" in text
-    assert 'under "5 folds by speaker", that is on speakers it never heard' in text
-    assert "- learned from RAVDESS, judged on EMO-DB: 44.44 %" in text
+    assert 'under "5 folds by speaker", that is on unseen speakers' in text
+    assert "- trained on RAVDESS, tested on EMO-DB: 44.44 %" in text
     assert "| 5 folds by speaker | TIM-Net, `default` recipe" in text
 
 
@@ -186,9 +190,18 @@ def test_without_a_report_the_card_says_that_nothing_was_measured() -> None:
     assert "Expect" not in text
 
 
-def test_a_report_whose_epoch_was_chosen_on_the_test_fold_is_no_result() -> None:
+def test_a_report_whose_epoch_was_chosen_on_the_test_fold_is_no_result(tmp_path: Path) -> None:
     leaky = {**LOSO, "recipe": "default-best-on-test", "leaks_test_fold": True}
     assert card(leaky) == card()
+    results = write_results(tmp_path, LOSO, *LEFT_OUT)
+    for report in (LOSO, *LEFT_OUT):
+        place = results / report["corpus"] / report["protocol"] / "default-best-on-test"
+        leak = {**report, "recipe": place.name, "leaks_test_fold": True}
+        place.mkdir(parents=True)
+        (place / "report.json").write_text(json.dumps(leak))
+        (place / "run.json").write_text(json.dumps({"fixed": NOTES}))
+    assert reports_for(RECORD, results) == [LOSO, LEFT_OUT[0]]
+    assert reports_for(JOINED, results) == LEFT_OUT
 
 
 @pytest.mark.parametrize(
@@ -225,6 +238,17 @@ def test_the_card_of_a_converted_checkpoint_does_not_invent_a_training() -> None
     assert "\n\n\n" not in text
 
 
+def test_what_the_loss_and_the_features_are_weighed_by_is_told() -> None:
+    def told(**values: Any) -> str:
+        record = {**RECORD, "recipe": {**RECORD["recipe"], **values}}
+        return " ".join(card(record=record).split())
+
+    assert "Coefficients standardised over the training frames." in told(standardize=True)
+    assert "Labels weighted by the inverse of their share." in told(class_weights=True)
+    neither = told(standardize=False, class_weights=False)
+    assert "standardised over" not in neither and "inverse of their share" not in neither
+
+
 def test_a_fitted_temperature_is_stated() -> None:
     assert "No temperature was fitted" in card(LOSO)
     assert "A temperature of 1.250 was fitted" in card(LOSO, temperature=1.25)
@@ -250,6 +274,17 @@ def test_the_calibration_error_is_given_without_and_with_a_temperature() -> None
     assert "error of the plain softmax is 0.071 (0 is perfect)." in plain
     fitted = " ".join(card({**LOSO, "ece_uncalibrated": 0.1234, "temperature": 0.6}).split())
     assert "plain softmax is 0.123 (0 is perfect), and 0.071 with a temperature" in fitted
+
+
+def test_on_another_corpus_too_the_plain_softmax_is_without_a_temperature() -> None:
+    fitted = [{**one, "ece": 0.01, "ece_uncalibrated": 0.234} for one in LEFT_OUT]
+    told = " ".join(card(*fitted, record=JOINED).split())
+    assert "0.234, trained on EMO-DB, tested on RAVDESS" in told and "0.010" not in told
+
+
+def test_inner_folds_are_told_as_they_were_made() -> None:
+    record = {**RECORD, "calibration": 2, "inner_folds": 3}
+    assert "(2 of 3 inner folds)" in " ".join(card(LOSO, record=record, temperature=1.25).split())
 
 
 def test_no_figure_is_typed_into_the_template() -> None:
@@ -307,6 +342,44 @@ def test_a_figure_that_changes_in_the_json_changes_in_the_table(tmp_path: Path) 
     assert render_results_table(write_results(tmp_path, changed), "emodb") != before
 
 
+def test_an_overview_has_the_default_recipe_on_every_corpus_and_protocol_in_one_table(
+    tmp_path: Path,
+) -> None:
+    baselines = {"svc": {"uar": 70.11, "war": 71.78}}
+    across = {**LEFT_OUT[1], "labels": LABELS}
+    enrolled = {**LOSO, "recipe": "default-adapted", "uar": {**FIGURES, "pooled": 88.88}}
+    reports = [{**LOSO, "baselines": baselines}, enrolled, {**KFOLD, "recipe": "paper"}, across]
+    text = fill_markers(
+        "<!-- results:begin -->\n<!-- results:end -->",
+        write_results(tmp_path, *reports, {**KFOLD, "baselines": baselines}),
+    )
+    rows = [line for line in text.partition("### ")[0].splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        "| EMO-DB, leave one speaker out | **81.2** | 88.9 | 70.1 | – | – |",
+        "| EMO-DB, random 10-fold | **90.2** | – | 70.1 | – | 89.2 |",
+        "| trained on RAVDESS, tested on EMO-DB | **44.4** | – | 74.5 | 73.5 | – |",
+    ]
+    note = "- *trained on RAVDESS, tested on EMO-DB*: over the 4 labels that both have; chance"
+    assert f"{note} level 25.0 %." in text
+
+
+def test_a_table_says_how_the_ablations_do_beside_the_whole_network(tmp_path: Path) -> None:
+    def ablated(recall: float) -> str:
+        reports = [
+            {**LOSO, "parameters": 900},
+            {**LOSO, "recipe": "default-plain-tcn", "parameters": 400},
+            {**LOSO, "recipe": "default-no-backward", "parameters": 500},
+        ]
+        reports[2]["uar"] = {**FIGURES, "pooled": recall}
+        return render_results_table(write_results(tmp_path, *reports), "emodb")
+
+    said = (
+        "Ablations of `default` recipe: UAR 80.00 to 81.23 with 400 to 500 parameters, all inside"
+    )
+    assert f"{said} the 95 % interval of the whole network, 81.23 with 900." in ablated(80.0)
+    assert "UAR 50.00 to 81.23 with 400 to 500 parameters, **not all inside**" in ablated(50.0)
+
+
 def test_a_table_without_reports_says_so_and_keeps_the_published_figures(tmp_path: Path) -> None:
     table = render_results_table(tmp_path / "nothing", "emodb")
     assert table.startswith(NOTHING_MEASURED)
@@ -319,16 +392,22 @@ def test_the_card_tells_what_the_network_is_made_of() -> None:
     one = " ".join(card(**shape).split())
     assert "6 temporal-aware blocks a direction, width 24." in one
     several = " ".join(card(**shape, num_members=4).split())
-    assert "width 24; 4 such networks side by side, whose answers are averaged." in several
+    assert (
+        "width 24; 4 such networks side by side, whose answers are averaged (packed ensemble)."
+        in several
+    )
     centered = " ".join(card(**shape, num_members=4, num_centered_members=2).split())
-    assert "are averaged; 2 of them do not see a recording's mean" in centered
+    assert "are averaged (packed ensemble); 2 of them with cepstral mean norm" in centered
+    assert "statistics pooling" not in centered and "time scale of its own" not in centered
+    told = " ".join(card(**shape, pooling="statistics", pool_input=True).split())
+    assert "width 24; statistics pooling; the input is a time scale of its own." in told
 
 
 def test_a_result_that_leaks_is_marked_in_a_table(tmp_path: Path) -> None:
     leaky = {**KFOLD, "recipe": "paper-best-on-test", "leaks_test_fold": True}
     table = render_results_table(write_results(tmp_path, KFOLD, leaky), "emodb")
-    (row,) = [row for row in table.splitlines() if "paper-best-on-test" in row]
-    assert "not a result" in row
+    (row,) = [row for row in table.splitlines() if "`paper`" in row]
+    assert "`paper` recipe, **epoch chosen on the test fold: not a result**" in row
 
 
 def test_a_table_says_where_the_plain_baseline_wins(tmp_path: Path) -> None:
@@ -338,8 +417,8 @@ def test_a_table_says_where_the_plain_baseline_wins(tmp_path: Path) -> None:
         table = render_results_table(
             write_results(tmp_path, {**KFOLD, "baselines": baselines}), "emodb"
         )
-        assert (f"**{remark} the plain SVC in WAR**" in table) is bool(remark)
-        assert ("plain SVC in" in table) is bool(remark)
+        assert (f"**{remark} the SVC in WAR**" in table) is bool(remark)
+        assert ("SVC in" in table) is bool(remark)
 
 
 def test_the_baseline_of_the_papers_features_is_told_from_that_of_ours(tmp_path: Path) -> None:
@@ -349,16 +428,16 @@ def test_the_baseline_of_the_papers_features_is_told_from_that_of_ours(tmp_path:
         for name in ("default", "paper", "paper-no-backward")
     ]
     table = render_results_table(write_results(tmp_path, *reports), "emodb")
-    assert table.count("plain SVC on MFCC statistics |") == 1
-    assert table.count("plain SVC on the paper's MFCC statistics |") == 1
+    assert table.count("| SVC on MFCC statistics |") == 1
+    assert table.count("| SVC on the paper's MFCC statistics |") == 1
 
 
 def test_a_table_says_what_its_intervals_are_drawn_from(tmp_path: Path) -> None:
     table = render_results_table(write_results(tmp_path, KFOLD), "emodb")
-    assert "interval of recordings drawn anew" in table and "whole speakers" not in table
+    assert "bootstrap interval over recordings." in table and "whole speakers" not in table
     wider = {**LOSO, "recipe": "default", "uar": {**FIGURES, "ci95_speakers": [77.77, 88.88]}}
     table = render_results_table(write_results(tmp_path, wider), "emodb")
-    assert "new to `default`: 77.8 to 88.9 (*leave one speaker out*)" in table
+    assert "unseen ones: 77.8 to 88.9 (*leave one speaker out*)" in table
     headline = " ".join(card(wider).split())
     assert "95 % interval over speakers 77.77 to 88.88" in headline
     assert "95 % interval over recordings 78.05" in " ".join(card(KFOLD).split())
@@ -380,14 +459,15 @@ def test_a_table_tells_apart_the_speakers_that_the_recipe_was_chosen_on(
     ]
     assert note.startswith("- `default` was chosen on speakers 01 to 12 of RAVDESS")
     assert note.endswith(
-        "70.0 and 60.0 % (*EmoBox folds*), 70.0 and 60.0 % (*EmoBox folds, adapted*)."
+        "70.0 and 60.0 % (*EmoBox folds*), "
+        "70.0 and 60.0 % (*EmoBox folds, test speakers enrolled*)."
     )
     (note,) = [
         line
         for line in render_results_table(results, "emodb").splitlines()
         if "was chosen on" in line
     ]
-    assert note.endswith("others: 40.0 and 30.0 % (*judged on RAVDESS*).")
+    assert note.endswith("others: 40.0 and 30.0 % (*trained on EMO-DB, tested on RAVDESS*).")
 
 
 def test_a_table_says_how_far_the_papers_recipe_lies_from_its_authors_figures(
@@ -397,16 +477,24 @@ def test_a_table_says_how_far_the_papers_recipe_lies_from_its_authors_figures(
     paper = {**KFOLD, "recipe": "paper", "uar": {**FIGURES, **figures}}
     paper["war"] = {**FIGURES, **figures}
     table = render_results_table(write_results(tmp_path, paper), "emodb")
-    mean = f"(mean of the folds' {FIGURES['fold_mean']:.2f})"
-    assert f"UAR 88.00 {mean}, theirs 89.19 lies inside its 95 % interval (85.0 to 90.0)" in table
-    assert f"WAR 88.00 {mean}, theirs 90.28 lies **outside** its 95 % interval" in table
+    mean = f"88.00 pooled, {FIGURES['fold_mean']:.2f} as mean of folds; theirs"
+    assert f"UAR {mean}, 89.19, lies inside the 95 % interval (85.0 to 90.0)" in table
+    assert f"WAR {mean}, 90.28, lies **outside** the 95 % interval" in table
     assert "theirs" not in render_results_table(write_results(tmp_path / "new", LOSO), "emodb")
+    five = [{**paper, "n_folds": 5}, {**KFOLD, "n_folds": 5}]
+    text = fill_markers(
+        "<!-- results:begin -->\n<!-- results:end -->", write_results(tmp_path / "five", *five)
+    )
+    assert "| EMO-DB, random 5-fold | **90.2** | – | 74.5 | 73.5 | – |" in text
+    assert "theirs" not in text, "they are of ten folds"
 
 
 def test_a_report_is_found_by_corpus_and_recipe(tmp_path: Path) -> None:
     write_results(tmp_path, LOSO, {**LOSO, "recipe": "paper"}, {**LOSO, "corpus": "savee"})
     assert [one["corpus"] for one in reports_for(RECORD, tmp_path)] == ["emodb"]
     assert len(load_reports(tmp_path)) == 3
+    write_results(tmp_path, {**LOSO, "corpus": "calls [2026]"})
+    assert [one["corpus"] for one in load_reports(tmp_path, "calls [2026]")] == ["calls [2026]"]
 
 
 def test_a_known_voice_is_reported_beside_the_unknown_one_and_never_in_its_place(
@@ -428,11 +516,11 @@ def test_a_known_voice_is_reported_beside_the_unknown_one_and_never_in_its_place
     assert "**Expect 81.23 %" in text
     told = " ".join(text.split())
     assert "from 84.00 to 83.00 % with 1, from 84.50 to 85.00 % with 3. With all of them" in told
-    assert "themselves judged, it is 88.88 % (calibration error 0.075). Fewer than 3 do" in told
-    assert "| TIM-Net, `default-adapted` recipe | **88.88**" in text
-    assert "*adapted*: each test voice is known" in text
-    assert text.count("| leave one speaker out | plain SVC on MFCC statistics |") == 1
-    assert text.count("plain SVC on MFCC statistics, standardised for each speaker |") == 1
+    assert "themselves tested, it is 88.88 % (calibration error 0.075). Fewer than 3 do" in told
+    assert "| TIM-Net, `default` recipe, test speakers enrolled | **88.88**" in text
+    assert "*test speakers enrolled*: the statistics of all recordings" in text
+    assert text.count("| leave one speaker out | SVC on MFCC statistics |") == 1
+    assert text.count("| SVC on MFCC statistics, standardised per speaker |") == 1
     configs = {one.dataset_config for one in ModelCard(text).data.eval_results}
     assert configs == {"loso", "loso-adapted"}
 
@@ -500,13 +588,13 @@ def test_a_table_says_what_an_ablation_lacks_and_gives_its_folds_one_baseline(
         for name in (recipe, f"{recipe}-{ablation}")
     ]
     table = render_results_table(write_results(tmp_path, *reports), "emodb")
-    assert f"- *{recipe}-{ablation}*: the network of `{recipe}` with " in table
-    assert table.count(f"*{recipe}-{ablation}*") == 1
-    assert table.count("plain SVC on MFCC statistics") == 1
+    assert f"| TIM-Net, `{recipe}` recipe, ablation `{ablation}` | " in table
+    assert table.count(f"- *ablation `{ablation}`*: the network with ") == 1
+    assert table.count("| SVC on MFCC statistics |") == 1
     reports[1]["baselines"] = {"svc": {"uar": 70.0, "war": 71.7}}  # made on another machine
     assert render_results_table(write_results(tmp_path, *reports), "emodb") == table
     alone = render_results_table(write_results(tmp_path / "new", reports[0]), "emodb")
-    assert f"-{ablation}" not in alone
+    assert ablation not in alone
 
 
 def test_a_report_in_the_wrong_place_or_half_written_is_refused(tmp_path: Path) -> None:
@@ -528,7 +616,8 @@ def test_tables_are_put_between_markers_and_nowhere_else(tmp_path: Path) -> None
     results = write_results(tmp_path, LOSO)
     text = "a\n<!-- results:begin -->\noutdated\n<!-- results:end -->\nb\n"
     filled = fill_markers(text, results)
-    assert filled.startswith("a\n<!-- results:begin -->\n\n### EMO-DB\n")
+    assert filled.startswith("a\n<!-- results:begin -->\n\n| UAR % |")
+    assert filled.count("\n### EMO-DB\n") == 1
     assert filled.endswith("\n\n<!-- results:end -->\nb\n")
     assert "outdated" not in filled
     assert fill_markers(filled, results) == filled
@@ -568,16 +657,20 @@ def test_the_table_of_channels_shows_what_was_measured_or_says_that_nothing_was(
         "learned": True,
         "model": "timnet-emodb",
         "versions": {"mp3, 128 kbit/s": told},
+        "must": {"same_label_percent": 99.0, "mean_difference": 0.02},
+        "falls_short": [],
     }
     (tmp_path / "channels.json").write_text(json.dumps(measured))
     filled = fill_channels(text, tmp_path)
     assert "| mp3, 128 kbit/s | 99.44 | 0.0012 |" in filled
-    assert "`timnet-emodb` asked about 535 recordings of EMO-DB, which it learned:" in filled
+    assert "- EMO-DB: aimed at 99 % and 0.02, 8 kHz left out; reached by all." in filled
+    assert "about 535 recordings of EMO-DB, which it was trained on:" in filled
     other = {"same_label_percent": 94.6, "mean_difference": 0.0115}
     unheard = {**measured, "n_files": 480, "corpus": "ravdess", "learned": False}
-    unheard["versions"] = {"mp3, 128 kbit/s": other}
+    unheard |= {"versions": {"mp3, 128 kbit/s": other}, "falls_short": ["ogg"]}
     (tmp_path / "channels-unheard.json").write_text(json.dumps(unheard))
     filled = fill_channels(text, tmp_path)
     assert "| mp3, 128 kbit/s | 99.44 | 0.0012 | 94.60 | 0.0115 |" in filled
-    assert "and about 480 recordings of RAVDESS, none of which it ever heard:" in filled
+    assert "and about 480 recordings of RAVDESS, none of which it was trained on:" in filled
+    assert "- RAVDESS: aimed at 99 % and 0.02, 8 kHz left out; **missed** by ogg." in filled
     assert "old" not in filled and fill_channels(filled, tmp_path) == filled

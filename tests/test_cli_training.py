@@ -252,8 +252,8 @@ class TestCrossValidate:
         svc, linear = (report["baselines"][name] for name in ("svc", "linear"))
         assert ended.out.splitlines() == [
             *(
-                f"{name.upper()} {report[name]['pooled']:.2f} %  (plain SVC {svc[name]:.2f} %, "
-                f"plain linear model {linear[name]:.2f} %)"
+                f"{name.upper()} {report[name]['pooled']:.2f} %  (SVC {svc[name]:.2f} %, "
+                f"logistic regression {linear[name]:.2f} %)"
                 for name in ("uar", "war")
             ),
             f"report in {results / 'own/loso/default'}",

@@ -47,8 +47,8 @@ def test_markdown_shows_the_figures_of_the_json(report: dict[str, Any]) -> None:
     low, high = report["uar"]["ci95_speakers"]
     assert f"that of the UAR is {low:.2f}–{high:.2f}." in text
     assert f"| macro F1 | {report['macro_f1']:.2f} |" in text
-    assert "took 0.00 h" in text and "last block: 0.500 (1), 0.600 (2)." in text
-    assert "TIM-Net beats the plain classifiers." in text
+    assert "took 0.00 h" in text and "of its last block: 0.500 (1), 0.600 (2)." in text
+    assert "TIM-Net beats the better baseline by " in text
 
 
 def test_names_from_the_data_are_no_markup(folds: list[dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sanity rows: plain classifiers on plain statistics of the same features.
 
-A support-vector classifier and a linear model. A network that loses to either has not earned its
-place, and the tables say so.
+A support-vector classifier and logistic regression. A network that loses to either has not earned
+its place, and the tables say so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .training_steps import Rows
 
 #: Name in reports → what tables call it.
-BASELINES = {"svc": "plain SVC", "linear": "plain linear model"}
+BASELINES = {"svc": "SVC", "linear": "logistic regression"}
 
 
 def recording_statistics(features: np.ndarray) -> np.ndarray:
@@ -55,7 +55,8 @@ def baseline_predictions(
         train: Rows to learn from.
         test: Rows to judge.
         per_speaker: Standardise the statistics over each speaker's own recordings, apart on either
-            side: what a plain classifier makes of voices that are known. Every row has a speaker.
+            side: what a plain classifier makes of speakers that are known. Rows without a speaker
+            count as one speaker's.
 
     Returns:
         Name → class indices (recordings of ``test``,).
@@ -92,7 +93,7 @@ def with_baselines(
     """The folds' records of all seeds, each with what the plain classifiers say of its recordings.
 
     They take seconds and depend on no seed, so they are made for a report and not kept with a fold.
-    Records that were scored with enrolled voices get those that know each voice too.
+    Records that were scored with enrolled speakers get those that know each speaker too.
     """
     statistics = all_statistics(store)
     known = any("enrolled" in record for record in records)

@@ -23,7 +23,6 @@ from .tables import (
     ResultsError,
     is_adapted,
     load_reports,
-    protocol_title,
     render_reports,
     report_title,
 )
@@ -105,9 +104,7 @@ def reports_for(
     reports = [
         report
         for report in load_reports(results_dir, corpus)
-        if not report.get("leaks_test_fold")
-        and files in (None, report.get("n_files"))
-        and _is_of(recipe, report, results_dir)
+        if files in (None, report.get("n_files")) and _is_of(recipe, report, results_dir)
     ]
     return sorted(reports, key=is_adapted) + left_out
 
@@ -115,11 +112,13 @@ def reports_for(
 def _is_of(
     recipe: dict[str, Any], report: dict[str, Any], results_dir: str | os.PathLike[str]
 ) -> bool:
-    """Whether a report is of this recipe, and of nothing that was changed beside it.
+    """Whether a report is a result of this recipe, and of nothing that was changed beside it.
 
     A recipe that was frozen anew keeps its name. So its values are compared, with those that the
     cross-validation noted before it began; by name only where there are no notes.
     """
+    if report.get("leaks_test_fold"):
+        return False
     name = str(report["recipe"]).removesuffix(ADAPTED)
     notes = Path(results_dir, report["corpus"], report["protocol"], name, "run.json")
     if not notes.is_file():
@@ -135,7 +134,7 @@ def _is_of(
 
 
 def evaluation_name(report: dict[str, Any]) -> str:
-    """What a report is called in a model folder: its protocol, and whether voices were enrolled."""
+    """What a report is called in a model folder: its protocol, and that speakers were enrolled."""
     return f"{report['protocol']}{ADAPTED if is_adapted(report) else ''}"
 
 
@@ -231,8 +230,12 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
     results = []
     for report in reports:
         title = report_title(report)
-        title += ", test voices enrolled" if is_adapted(report) else ""
-        corpus = CORPORA.get(report["corpus"])
+        title += ", test speakers enrolled" if is_adapted(report) else ""
+        tested = report["corpus"]
+        if _is_left_out(report):
+            tested = report["protocol"].removeprefix(CROSS_CORPUS)
+        else:
+            title = f"{CORPORA[tested].title if tested in CORPORA else tested}, {title}"
         for kind, name, value in (
             ("recall", "UAR (unweighted average recall, macro recall), %", report["uar"]["pooled"]),
             ("accuracy", "WAR (weighted average recall, accuracy), %", report["war"]["pooled"]),
@@ -242,8 +245,8 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
                 EvalResult(
                     task_type="audio-classification",
                     task_name="Speech emotion recognition",
-                    dataset_type=report["corpus"],
-                    dataset_name=f"{corpus.title if corpus else report['corpus']}, {title}",
+                    dataset_type=tested,
+                    dataset_name=title,
                     dataset_config=evaluation_name(report),
                     dataset_split="test",
                     metric_type=kind,
@@ -295,7 +298,7 @@ def _about_training(
     recipe = record.get("recipe") or {}
     versions = record.get("versions") or {}
     seconds = record.get("wall_time_seconds") or 0.0
-    # Reports with enrolled voices are of the same trainings.
+    # Reports with enrolled speakers are of the same trainings.
     plain = [report for report in reports if not is_adapted(report)]
     validation = sum(report.get("wall_time_seconds", 0) for report in plain)
     neutral = (None, 0, 0.0, [1.0], (1.0,))
@@ -316,7 +319,12 @@ def _about_training(
         "width": config["hidden_size"],
         "members": config.get("num_members", 1),
         "centered": config.get("num_centered_members", 0),
+        "pooling": config.get("pooling") == "statistics",
+        "input_scale": config.get("pool_input"),
+        "modified": recipe.get("name") == "default",
         "arguments": sorted((recipe.get("arguments") or {}).items()),
+        "standardized": recipe.get("standardize"),
+        "weighted": recipe.get("class_weights"),
         "augmented": ", ".join(f"`{name}={value}`" for name, value in augmentation.items()),
         "seed": record.get("seed"),
         "versions": [(name, value) for name, value in versions.items() if name != "machine"],
@@ -332,7 +340,7 @@ def _about_training(
 
 
 def _is_left_out(report: dict[str, Any]) -> bool:
-    """Whether a report is of a part of the corpora, judged on another of them."""
+    """Whether a report is of a part of the corpora, tested on another of them."""
     return str(report["protocol"]).startswith(CROSS_CORPUS)
 
 
@@ -348,7 +356,9 @@ def _about_results(
         "apply_temperature": bool(config.get("apply_temperature")),
     }
     if record.get("calibration"):
-        values["inner_folds"] = f"{record['calibration']} of {INNER_FOLDS}"
+        values["inner_folds"] = (
+            f"{record['calibration']} of {record.get('inner_folds', INNER_FOLDS)}"
+        )
     if held_out := record.get("held_out"):
         values["held_out"] = {
             "recordings": f"{held_out['recordings']:,}",
@@ -357,11 +367,10 @@ def _about_results(
         }
     values["left_out"] = [
         {
-            "learned": CORPORA[report["corpus"]].title,
-            "judged": protocol_title(report["protocol"]),
+            "title": report_title(report),
             "uar": f"{report['uar']['pooled']:.2f}",
             "chance": f"{100 / len(report['per_class_recall']):.1f}",
-            "ece": f"{report['ece']:.3f}",
+            "ece": f"{report.get('ece_uncalibrated', report['ece']):.3f}",
         }
         for report in reports
         if _is_left_out(report) and not is_adapted(report)

@@ -41,9 +41,10 @@ def _rows(
 
 
 #: The published network as its authors evaluate it since its code was corrected.
-CORRECTED = "TIM-Net, corrected: last epoch"
+CORRECTED = "TIM-Net, authors' corrected figures: last epoch"
 _EMOBOX = "Ma et al., EmoBox, Interspeech 2024"
 _OTHERS = "published by others"
+_AUDEERING = "audEERING, notebook in w2v2-how-to"
 PUBLISHED = (
     *_rows(
         "kfold",
@@ -104,9 +105,15 @@ PUBLISHED = (
         },
     ),
     Published("emodb", "loso", "39 MFCC statistics + SVC", _OTHERS, 68.91),
-    Published("emodb", "loso", "openSMILE ComParE, 6,373 features + SVC", _OTHERS, 77.08),
+    Published("emodb", "loso", "openSMILE ComParE, 6,373 features + SVC", _AUDEERING, 77.08),
     Published(
         "emodb", "loso", "openEAR + SVM, normalised for each speaker", _OTHERS, 84.6, None, True
     ),
-    Published("emodb", "loso", "wav2vec2-L-robust, frozen, 165 M + SVC", _OTHERS, 93.38),
+    Published(
+        "emodb",
+        "loso",
+        "wav2vec2-L-robust, 165 M, trained on emotion dimensions, frozen + SVC",
+        _AUDEERING,
+        93.38,
+    ),
 )

@@ -52,8 +52,8 @@ def _warnings(report: dict[str, Any]) -> list[str]:
         lines.append(f"The last epoch of the same trainings, which was not chosen: {beside}.")
     if report["transductive"]:
         lines.append(
-            "Transductive: each test voice is known from all its recordings, those that are judged "
-            "among them, without their labels."
+            "Transductive: the statistics of all recordings of each test speaker are known, those "
+            "that are tested among them, without labels. An upper bound."
         )
     return lines
 
@@ -73,7 +73,7 @@ def _figures(report: dict[str, Any]) -> list[str]:
         ("macro F1", f"{report['macro_f1']:.2f}", "–", "–", "–")
         + tuple(f"{figures['macro_f1']:.2f}" for figures in plain.values())
     )
-    heads = ("%", "pooled", "mean of folds", "± folds", "95 % interval")
+    heads = ("%", "pooled", "mean of folds", "SD over folds", "95 % interval")
     return _table((*heads, *(BASELINES[name] for name in plain)), rows)
 
 
@@ -82,11 +82,11 @@ def _findings(report: dict[str, Any]) -> list[str]:
     if "ci95_speakers" in report["uar"]:
         low, high = report["uar"]["ci95_speakers"]
         lines += [
-            "The interval is of recordings drawn anew. With whole speakers drawn anew, as they are "
-            f"new to the model, that of the UAR is {low:.2f}–{high:.2f}.",
+            "The interval is a bootstrap over recordings. Over whole speakers, as they are unseen, "
+            f"that of the UAR is {low:.2f}–{high:.2f}.",
             "",
         ]
-    found = f"**{report['verdict']}**" if report["verdict"] else "beats the plain classifiers"
+    found = f"**{report['verdict']}**" if report["verdict"] else _lead(report)
     sentences = [f"TIM-Net {found}."]
     if "temperature" in report:
         sentences.append(
@@ -96,14 +96,25 @@ def _findings(report: dict[str, Any]) -> list[str]:
     else:
         sentences.append(f"Expected calibration error {report['ece']:.3f}.")
     sentences.append(
-        f"Exactly right probabilities would have {report['ece_by_chance']:.3f}, by chance."
+        f"Perfectly calibrated probabilities would show {report['ece_by_chance']:.3f} here, by "
+        "sampling noise alone."
     )
     if "last_epochs_spread" in report:
         sentences.append(
-            "The UAR after each of the last epochs lies within "
-            f"{report['last_epochs_spread']:.2f} points."
+            f"Over the last epochs the UAR varies by {report['last_epochs_spread']:.2f} points."
         )
     return [*lines, " ".join(sentences)]
+
+
+def _lead(report: dict[str, Any]) -> str:
+    """By how much a network beats every baseline, and where that may be chance."""
+    parts = []
+    for name in _METRICS:
+        best = max(figures[name] for figures in report["baselines"].values())
+        low = report[name]["ci95"][0]
+        sure = "" if best < low else " (whose interval holds the baseline too)"
+        parts.append(f"by {report[name]['pooled'] - best:.2f} points of {name.upper()}{sure}")
+    return f"beats the better baseline {' and '.join(parts)}"
 
 
 def _speakers(report: dict[str, Any]) -> list[str]:
@@ -134,34 +145,34 @@ def _enrolled(report: dict[str, Any]) -> list[str]:
         + tuple(f"{value[name]:.2f}" for name in ("uar", "uar_without", "war", "war_without"))
         for count, value in report["enrolled"].items()
     ]
-    heads = ("recordings of the voice enrolled", "recordings judged")
+    heads = ("recordings of the speaker enrolled", "recordings tested")
     return [
         *_table((*heads, "UAR %", "without", "WAR %", "without"), rows),
         "",
-        "Recordings that are enrolled are not judged; with all of them enrolled, all are.",
+        "Recordings that are enrolled are not tested; with all of them enrolled, all are.",
     ]
 
 
 def _making(report: dict[str, Any]) -> list[str]:
     hours = report["wall_time_seconds"] / 3600
-    lines = [f"Training and scoring took {hours:.2f} h, summed over the folds."]
+    lines = [f"Training and scoring took {hours:.2f} h, summed over folds and seeds."]
     if weights := report["fusion_weights"]:
         told = ", ".join(f"{weight:.3f} ({scale})" for scale, weight in weights.items())
         lines[0] += (
-            " Learned weights of the time scales, the quickest first, with the dilation of each "
-            f"one's last block: {told}."
+            " Fusion weights, finest time scale first, with the dilation of its last block: "
+            f"{told}."
         )
     return [
         *lines,
         "",
         f"Trained: {'; '.join(map(_trained_by, report['made_by']))}. Other code and versions round "
-        "differently, which a training multiplies: a model made anew by the same seed may differ "
+        "differently, and training amplifies this: a model retrained with the same seed may differ "
         "from the one reported as much as one of another seed.",
     ]
 
 
 def _trained_by(group: dict[str, Any]) -> str:
-    known = {"code": "not noted", **group}
+    known = {"code": "of unrecorded version", **group}
     models = _counted(known.pop("models"), "model")
     return f"{models} by {', '.join(f'{name} {value}' for name, value in known.items())}"
 

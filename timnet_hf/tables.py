@@ -7,6 +7,7 @@ else; published ones from `published`.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -21,17 +22,15 @@ from .published import CORRECTED, PUBLISHED, Published
 
 __all__ = [
     "ADAPTED",
+    "BEST_ON_TEST",
     "CROSS_CORPUS",
     "PROTOCOL_TITLES",
     "ResultsError",
-    "fill_benchmark",
-    "fill_channels",
     "fill_markers",
     "is_adapted",
     "load_reports",
     "protocol_title",
-    "render_benchmark",
-    "render_channels",
+    "recipe_title",
     "render_reports",
     "render_results_table",
     "report_title",
@@ -47,7 +46,8 @@ PROTOCOL_TITLES = {
 }
 #: What a reader must know of a protocol before comparing its figures.
 PROTOCOL_NOTES = {
-    "loso": "no test speaker is in training: the figure to expect on people the model never heard",
+    "loso": "no test speaker is in training: the figure to expect on unseen speakers",
+    "emobox": "the public folds of the EmoBox benchmark, split by speaker unless said otherwise",
     "loto": "no test sentence is in training; speakers are",
     "kfold": "recordings are dealt out at random, so test speakers and sentences are in training",
 }
@@ -55,25 +55,27 @@ PROTOCOL_NOTES = {
 ABLATION_NOTES = {
     "no-backward": "no stream that reads from the end",
     "no-multi-scale": "the last and slowest time scale alone",
-    "no-dynamic-fusion": "the time scales' mean, in place of a learned weighting",
-    "plain-tcn": "one direction and its last time scale alone, a plain convolutional network",
+    "no-dynamic-fusion": "the mean of the time scales, in place of a learned weighting",
+    "plain-tcn": "one direction and its last time scale alone: a temporal convolutional network",
 }
-#: Protocols of this prefix name the corpus that a model trained on all of this one was judged on.
+#: Protocols of this prefix name the corpus that a model trained on all of this one was tested on.
 CROSS_CORPUS = "to-"
-#: End of the recipe's name where each test voice was enrolled, see timnet_hf.speaker_timnet.
+#: End of the recipe's name where each test speaker was enrolled, see timnet_hf.speaker_timnet.
 ADAPTED = "-adapted"
+#: End of the recipe's name where each fold's epoch was chosen on that fold.
+BEST_ON_TEST = "-best-on-test"
+_ENROLLED = "test speakers enrolled"
 #: The speakers whose recordings the default recipe was chosen on, see results/research.md.
 CHOSEN_ON = {"ravdess": [f"{actor:02d}" for actor in range(1, 13)]}
-_FROZEN_AGAIN = (
-    "`default` was frozen more than once, and its figures on these folds were seen each time. They "
-    "said twice where to search next: known voices, and voices of another corpus."
+_REVISED = (
+    "`default` was fixed, tested on these folds and revised more than once. Twice the figures said "
+    "what to work on next: speakers that are known, and other corpora."
 )
 #: What of the default recipe was not decided blind to a corpus' reported folds.
 SEEN_BEFORE = {
-    "emodb": f"{_FROZEN_AGAIN} One choice was made on them: a start from weights of RAVDESS, "
-    "better on RAVDESS, was taken back when it did no good here (results/research.md). The "
-    "recipe's values were judged elsewhere.",
-    "ravdess": f"{_FROZEN_AGAIN} Its values were judged on speakers 01 to 12 alone.",
+    "emodb": f"{_REVISED} One change was taken back because of them: pretraining on RAVDESS, which "
+    "helped on RAVDESS and not here. All values were chosen on RAVDESS (`results/research.md`).",
+    "ravdess": f"{_REVISED} All values were chosen on speakers 01 to 12 (`results/research.md`).",
 }
 #: Results of a recipe that has been changed since, kept under its name and the commit's.
 _EARLIER = re.compile(r"(\w+)-([0-9a-f]{7,40})(?:-(?P<ablation>[a-z-]+))?")
@@ -82,17 +84,12 @@ NOTHING_MEASURED = "Nothing has been measured yet."
 _MARKERS = re.compile(
     r"(<!-- results:begin(?: (?P<corpus>\w+))? -->\n).*?(<!-- results:end -->)", re.DOTALL
 )
-_BENCHMARK_MARKERS = re.compile(
-    r"(<!-- benchmark:begin -->\n).*?(<!-- benchmark:end -->)", re.DOTALL
-)
-_CHANNEL_MARKERS = re.compile(r"(<!-- channels:begin -->\n).*?(<!-- channels:end -->)", re.DOTALL)
 
 
 def protocol_title(protocol: str) -> str:
     """What tables call a protocol."""
     if protocol.startswith(CROSS_CORPUS):
-        name = protocol.removeprefix(CROSS_CORPUS)
-        return f"judged on {CORPORA[name].title if name in CORPORA else name}"
+        return f"tested on {_corpus_title(protocol.removeprefix(CROSS_CORPUS))}"
     return PROTOCOL_TITLES.get(protocol, protocol)
 
 
@@ -103,7 +100,23 @@ def report_title(report: dict[str, Any]) -> str:
         return f"random {report['n_folds']}-fold"
     if protocol == "group" and "group_by" in report:
         return f"{report['n_folds']} folds by {report['group_by']}"
+    if protocol.startswith(CROSS_CORPUS):
+        return f"trained on {_corpus_title(report['corpus'])}, {protocol_title(protocol)}"
     return protocol_title(protocol)
+
+
+def _corpus_title(name: str) -> str:
+    return CORPORA[name].title if name in CORPORA else name
+
+
+def recipe_title(recipe: str) -> str:
+    """What tables call the recipe of a report, its ablation and its known speakers in words."""
+    name = recipe.removesuffix(ADAPTED).removesuffix(BEST_ON_TEST)
+    ablation = next((one for one in ABLATION_NOTES if name.endswith(f"-{one}")), None)
+    parts = [f"`{name.removesuffix(f'-{ablation}')}` recipe"]
+    parts += [f"ablation `{ablation}`"] * (ablation is not None)
+    parts += [_ENROLLED] * recipe.endswith(ADAPTED)
+    return ", ".join(parts)
 
 
 class ResultsError(ValueError):
@@ -124,7 +137,8 @@ def load_reports(
         ResultsError: A report is not readable, or lies in a folder of another name.
     """
     reports = []
-    for path in sorted(Path(results_dir).glob(f"{corpus or '*'}/*/{recipe or '*'}/report.json")):
+    parts = (glob.escape(corpus) if corpus else "*", "*", glob.escape(recipe) if recipe else "*")
+    for path in sorted(Path(results_dir).glob("/".join((*parts, "report.json")))):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             place = (report["corpus"], report["protocol"], report["recipe"])
@@ -169,22 +183,17 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
     if not protocols:
         return NOTHING_MEASURED
     lines += [
-        "| test recordings | model | UAR % | WAR % | macro F1 % | from |",
+        "| protocol | model | UAR % | WAR % | macro F1 % | source |",
         "|---|---|---|---|---|---|",
     ]
     for protocol in protocols:
         title = protocol_title(protocol)
         measured = [report for report in reports if report["protocol"] == protocol]
         for report in measured:
-            # Of several corpora: those that a joined model learned from, one of them left out.
-            learned = report["corpus"]
-            whose = report_title(report)
-            if learned != corpus and learned in CORPORA:
-                whose = f"learned from {CORPORA[learned].title}, {whose}"
             # Ablations have the same folds, so the same baseline: once is enough. Made on another
             # machine, it may differ by a recording.
             known = {tuple(line.split(" | ")[:2]) for line in lines}
-            rows = _measured(whose, report)
+            rows = _measured(report_title(report), report)
             lines += [row for row in rows if tuple(row.split(" | ")[:2]) not in known]
         lines += [_published(title, row) for row in published if row.protocol == protocol]
     notes = [
@@ -192,17 +201,13 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
         for name in protocols
         if name in PROTOCOL_NOTES
     ]
+    notes += _about_shared_labels(reports)
     if any(map(is_adapted, reports)):
         notes.append(
-            f"*{ADAPTED[1:]}*: each test voice is known from all its recordings, those that are "
-            "judged among them, without their labels."
+            f"*{_ENROLLED}*: the statistics of all recordings of each test speaker are known, "
+            "those that are tested among them, without labels (transductive): an upper bound."
         )
-    notes += [
-        f"*{name}*: the network of `{name.removesuffix(f'-{ablation}')}` with {lacks}."
-        for ablation, lacks in ABLATION_NOTES.items()
-        for name in sorted({str(report["recipe"]) for report in reports})
-        if name.endswith(f"-{ablation}")
-    ]
+    notes += _about_ablations(reports)
     earlier = {str(report["recipe"]).removesuffix(ADAPTED) for report in reports}
     notes += [
         f"*{name}*: that recipe as it was in commit {match[2]}, before it was changed."
@@ -222,20 +227,67 @@ def render_reports(corpus: str, reports: Iterable[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]).rstrip()
 
 
+def _about_shared_labels(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Over how many labels a model is tested on another corpus."""
+    told = {
+        report_title(report): len(report["labels"])
+        for report in reports
+        if report["protocol"].startswith(CROSS_CORPUS) and "labels" in report
+    }
+    return [
+        f"*{title}*: over the {count} labels that both have; chance level {100 / count:.1f} %."
+        for title, count in told.items()
+    ]
+
+
+def _about_ablations(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """What each ablation is, and how all of them do beside the whole network."""
+    notes = []
+    for ablation, lacks in ABLATION_NOTES.items():
+        if any(_ablation_of(report) == ablation for report in reports):
+            notes.append(f"*ablation `{ablation}`*: the network with {lacks}.")
+    for whole in reports:
+        ablated = [
+            report
+            for report in reports
+            if (found := _ablation_of(report))
+            and report["protocol"] == whole["protocol"]
+            and report["recipe"].replace(f"-{found}", "") == whole["recipe"]
+        ]
+        if not ablated:
+            continue
+        recalls = [report["uar"]["pooled"] for report in ablated]
+        sizes = [report["parameters"] for report in ablated]
+        low, high = whole["uar"]["ci95"]
+        inside = all(low <= recall <= high for recall in recalls)
+        notes.append(
+            f"Ablations of {recipe_title(whole['recipe'])}: UAR {min(recalls):.2f} to "
+            f"{max(recalls):.2f} with {min(sizes):,} to {max(sizes):,} parameters, "
+            f"{'all inside' if inside else '**not all inside**'} the 95 % interval of the whole "
+            f"network, {whole['uar']['pooled']:.2f} with {whole['parameters']:,}."
+        )
+    return notes
+
+
+def _ablation_of(report: dict[str, Any]) -> str | None:
+    name = str(report["recipe"]).removesuffix(ADAPTED)
+    return next((one for one in ABLATION_NOTES if name.endswith(f"-{one}")), None)
+
+
 def _about_intervals(
     reports: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """What the brackets are, and what they would be where whole voices are drawn anew."""
+    """What the brackets are, and what they would be where whole speakers are resampled."""
     if not reports:
         return []
     wider = [
         f"{report['uar']['ci95_speakers'][0]:.1f} to {report['uar']['ci95_speakers'][1]:.1f} "
-        f"(*{report_title(report)}{', adapted' if is_adapted(report) else ''}*)"
+        f"(*{_with_speakers(report)}*)"
         for report in ours
         if "ci95_speakers" in report["uar"]
     ]
-    plain = "In brackets: 95 % interval of recordings drawn anew (bootstrap)."
-    whole = f" With whole speakers drawn anew, where they are new to `default`: {', '.join(wider)}."
+    plain = "In brackets: 95 % bootstrap interval over recordings."
+    whole = f" Over whole speakers, where `default` is tested on unseen ones: {', '.join(wider)}."
     return [plain + (whole if wider else "")]
 
 
@@ -253,19 +305,24 @@ def _on_chosen_speakers(reports: list[dict[str, Any]]) -> list[str]:
         known = [recall for name, recall in recalls.items() if name in chosen]
         new = [recall for name, recall in recalls.items() if name not in chosen]
         if known and new:
-            where = report_title(report) + (", adapted" if is_adapted(report) else "")
-            means = f"{fmean(known):.1f} and {fmean(new):.1f} % (*{where}*)"
+            means = f"{fmean(known):.1f} and {fmean(new):.1f} % (*{_with_speakers(report)}*)"
             found.setdefault(judged, []).append(means)
     return [
         f"`default` was chosen on speakers {CHOSEN_ON[judged][0]} to {CHOSEN_ON[judged][-1]} of "
-        f"{CORPORA[judged].title}, who are among those tested. Mean UAR of theirs and of the "
-        f"others: {', '.join(means)}."
+        f"{CORPORA[judged].title}, who are among those tested. Mean UAR of these speakers and of "
+        f"the others: {', '.join(means)}."
         for judged, means in found.items()
     ]
 
 
+def _with_speakers(report: dict[str, Any]) -> str:
+    return report_title(report) + (f", {_ENROLLED}" if is_adapted(report) else "")
+
+
 def _beside_the_authors(report: dict[str, Any]) -> list[str]:
     """How far what the paper's recipe reaches here lies from what its authors report."""
+    if report.get("n_folds", 10) != 10:
+        return []
     place = report["corpus"], report["protocol"], CORRECTED
     notes = []
     for row in PUBLISHED:
@@ -276,11 +333,11 @@ def _beside_the_authors(report: dict[str, Any]) -> list[str]:
             low, high = report[name]["ci95"]
             lies = "inside" if low <= theirs <= high else "**outside**"
             parts.append(
-                f"{name.upper()} {report[name]['pooled']:.2f} (mean of the folds' "
-                f"{report[name]['fold_mean']:.2f}), theirs {theirs:.2f} lies {lies} "
-                f"its 95 % interval ({low:.1f} to {high:.1f})"
+                f"{name.upper()} {report[name]['pooled']:.2f} pooled, "
+                f"{report[name]['fold_mean']:.2f} as mean of folds; theirs, {theirs:.2f}, lies "
+                f"{lies} the 95 % interval ({low:.1f} to {high:.1f})"
             )
-        notes.append(f"*paper* beside its authors' corrected figures: {'; '.join(parts)}.")
+        notes.append(f"`paper` recipe and the authors' corrected figures: {'. '.join(parts)}.")
     return notes
 
 
@@ -288,7 +345,8 @@ def _measured(title: str, report: dict[str, Any]) -> list[str]:
     """A row of ours, and one of each plain classifier on the same folds."""
     low, high = report["uar"]["ci95"]
     leak = ", **epoch chosen on the test fold: not a result**"
-    name = f"TIM-Net, `{report['recipe']}` recipe{leak if report.get('leaks_test_fold') else ''}"
+    name = f"TIM-Net, {recipe_title(str(report['recipe']))}"
+    name += leak if report.get("leaks_test_fold") else ""
     if found := verdict(report):
         name += f", **{found}**"
     seeds = len(report["seeds"])
@@ -298,7 +356,7 @@ def _measured(title: str, report: dict[str, Any]) -> list[str]:
         f"| {title} | {name} | {uar} | {report['war']['pooled']:.2f} | "
         f"{report['macro_f1']:.2f} | measured, {of} |"
     ]
-    known = ", standardised for each speaker" if is_adapted(report) else ""
+    known = ", standardised per speaker" if is_adapted(report) else ""
     whose = "the paper's " if report["recipe"].partition("-")[0] == "paper" else ""
     rows += [
         f"| {title} | {BASELINES[one]} on {whose}MFCC statistics{known} | {figures['uar']:.2f} | "
@@ -313,7 +371,7 @@ def _or_dash(value: float | None) -> str:
 
 
 def is_adapted(report: dict[str, Any]) -> bool:
-    """Whether a report is of voices that are known from their recordings."""
+    """Whether a report is of speakers that are known from their recordings."""
     return str(report["recipe"]).endswith(ADAPTED)
 
 
@@ -339,89 +397,37 @@ def fill_markers(text: str, results_dir: str | os.PathLike[str]) -> str:
 
 def _all_tables(results_dir: str | os.PathLike[str]) -> str:
     reports = load_reports(results_dir)
-    parts = []
+    parts = [overview] if (overview := _overview(reports)) else []
     for corpus in dict.fromkeys(report["corpus"] for report in reports):
-        title = CORPORA[corpus].title if corpus in CORPORA else corpus
         mine = [report for report in reports if report["corpus"] == corpus]
-        parts.append(f"### {title}\n\n{render_reports(corpus, mine)}")
+        parts.append(f"### {_corpus_title(corpus)}\n\n{render_reports(corpus, mine)}")
     return "\n\n".join(parts) or NOTHING_MEASURED
 
 
-def render_benchmark(rows: list[dict[str, Any]]) -> str:
-    """Rows of measurements as a Markdown table."""
+def _overview(reports: Sequence[dict[str, Any]]) -> str:
+    """The default recipe's UAR on all corpora and protocols, beside that of others."""
+    heads = ["UAR %", "TIM-Net `default`", _ENROLLED, *BASELINES.values(), CORRECTED]
+    enrolled = {
+        (report["corpus"], report["protocol"]): f"{report['uar']['pooled']:.1f}"
+        for report in reports
+        if report["recipe"] == f"default{ADAPTED}"
+    }
+    theirs = {
+        (row.corpus, row.protocol): f"{row.uar:.1f}" for row in PUBLISHED if row.system == CORRECTED
+    }
+    rows = []
+    for report in reports:
+        if report["recipe"] != "default":
+            continue
+        place = report["corpus"], report["protocol"]
+        like_theirs = report.get("n_folds", 10) == 10
+        title = report_title(report)
+        if not report["protocol"].startswith(CROSS_CORPUS):
+            title = f"{_corpus_title(report['corpus'])}, {title}"
+        rows.append([title, f"**{report['uar']['pooled']:.1f}**", enrolled.get(place, "–")])
+        plain = report.get("baselines", {})
+        rows[-1] += [f"{plain[one]['uar']:.1f}" if one in plain else "–" for one in BASELINES]
+        rows[-1] += [theirs.get(place, "–") if like_theirs else "–"]
     if not rows:
-        return "Nothing has been measured yet."
-    lines = [
-        "| what | ours | other | the other is | times better | aimed at | machine's limit |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        aim = f"{row['aim']}{'' if row['reached'] else ', **missed**'}" if row.get("aim") else "–"
-        spread = f"{_figure(row['ratio_min'])} to {_figure(row['ratio_max'])}"
-        limit = "–" if row["limit"] is None else _with_unit(row["limit"], row["unit"])
-        lines.append(
-            f"| {row['name']} | {_with_unit(row['ours'], row['unit'])} | "
-            f"{_with_unit(row['other'], row['unit'])} | {row['against']} | "
-            f"**{_figure(row['ratio_median'])}** ({spread}) | {aim} | {limit} |"
-        )
-    commits = sorted({(row["date"], row["commit"]) for row in rows if "commit" in row})
-    if commits:
-        said = ", ".join(f"{commit} ({date})" for date, commit in commits)
-        lines += ["", f"Measured at {said}; versions stand in `results/benchmark.json`."]
-    return "\n".join(lines)
-
-
-def fill_benchmark(text: str, results_dir: str | os.PathLike[str]) -> str:
-    """Put the table of speed between ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``.
-
-    It is made from ``benchmark.json`` in the results folder and from nothing else.
-    """
-    path = Path(results_dir) / "benchmark.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return _BENCHMARK_MARKERS.sub(
-        lambda match: f"{match[1]}\n{render_benchmark(rows)}\n\n{match[2]}", text
-    )
-
-
-def render_channels(measured: Sequence[dict[str, Any]]) -> str:
-    """What a recording's way does to its answer, as a Markdown table."""
-    if not measured:
-        return NOTHING_MEASURED
-    heads = ["the recording as it was, and"]
-    rows = {name: [name] for name in measured[0]["versions"]}
-    for one in measured:
-        heads += [f"{CORPORA[one['corpus']].title}: same first label %", "probabilities differ by"]
-        for name, told in one["versions"].items():
-            rows[name] += [f"{told['same_label_percent']:.2f}", f"{told['mean_difference']:.4f}"]
-    about = [
-        f"{one['n_files']} recordings of {CORPORA[one['corpus']].title}, "
-        f"{'which it learned' if one['learned'] else 'none of which it ever heard'}"
-        for one in measured
-    ]
-    return "\n".join(
-        [
-            f"`{measured[0]['model']}` asked about {', and about '.join(about)}:",
-            "",
-            *(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows.values())),
-        ]
-    )
-
-
-def fill_channels(text: str, results_dir: str | os.PathLike[str]) -> str:
-    """Put that table between its markers, from ``channels*.json`` and from nothing else."""
-    paths = sorted(Path(results_dir).glob("channels*.json"), key=lambda path: path.stem)
-    measured = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return _CHANNEL_MARKERS.sub(
-        lambda match: f"{match[1]}\n{render_channels(measured)}\n\n{match[2]}", text
-    )
-
-
-def _figure(value: float) -> str:
-    """Three digits, and thousands told apart."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def _with_unit(value: float, unit: str) -> str:
-    return f"{_figure(value)} {unit}"
+        return ""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows))
