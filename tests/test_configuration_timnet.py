@@ -70,7 +70,15 @@ UNUSUAL = {
     "batch_norm_momentum": 0.1,
     "temperature": 1.7,
     "apply_temperature": True,
+    "num_members": 3,
+    "num_centered_members": 2,
+    "normalize_scales": True,
 }
+
+
+def test_every_setting_is_among_those_tried_here():
+    settings = {name for name in TimNetConfig.__annotations__ if name in vars(TimNetConfig)}
+    assert set(UNUSUAL) == settings - {"attribute_map", "model_type"}
 
 
 def test_every_setting_survives_json(tmp_path: Path):
@@ -122,6 +130,8 @@ def test_unknown_settings_are_kept_as_the_library_keeps_them():
 def test_labels_give_the_number_of_classes_and_no_class_is_refused():
     assert TimNetConfig(num_labels=7).id2label[6] == "LABEL_6"
     assert TimNetConfig(id2label={"0": "a", "1": "b", "2": "c"}).num_labels == 3
+    with pytest.raises(ValueError, match="gives 'a' to several outputs; rename them"):
+        TimNetConfig(id2label={0: "a", 1: "b", 2: "a"})
     for settings in ({"num_labels": 0}, {"num_labels": -1}, {"id2label": {}}):
         with pytest.raises(ValueError, match="at least one label"):
             TimNetConfig(**settings)

@@ -337,6 +337,15 @@ class TestInt8:
             export_onnx(folder, tmp_path / "a.onnx", int8=True)
         assert list(tmp_path.iterdir()) == []
 
+    def test_neither_file_is_written_where_one_is_not_right(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deviations = iter([0.0, 1.0])
+        monkeypatch.setattr("timnet_hf.export._deviation", lambda *_: next(deviations))
+        with pytest.raises(ExportError, match=r"b\.onnx: not written"):
+            export_onnx(folder, tmp_path / "a.onnx", features_in=tmp_path / "b.onnx")
+        assert list(tmp_path.iterdir()) == []
+
 
 class TestErrors:
     def test_a_name_that_would_not_be_recognised(self, folder: Path, tmp_path: Path) -> None:

@@ -186,11 +186,22 @@ def test_a_dry_run_replaces_an_earlier_one_and_no_other_folder(
 ) -> None:
     for _ in range(2):
         publish(folder, "org/timnet-emodb", dry_run=True, output_dir=tmp_path / "dry")
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("")
-    with pytest.raises(HubError, match="no earlier dry run"):
-        publish(folder, "org/timnet-emodb", dry_run=True, output_dir=tmp_path / "precious")
-    assert (tmp_path / "precious" / "thesis.tex").exists()
+    (folder / "trainer").mkdir()
+    (folder / "trainer" / "optimizer.pt").write_text("")
+    for names, named in (
+        (["thesis.tex"], "thesis.tex"),
+        (["README.md", "thesis.tex"], "thesis.tex"),
+        (["README.md"], "README.md"),  # of anything
+        (None, "trainer/optimizer.pt"),  # the model's own folder, with its Trainer's checkpoints
+    ):
+        other = tmp_path / "-".join(names) if names else folder
+        for name in names or ():
+            other.mkdir(exist_ok=True)
+            (other / name).write_text("precious")
+        before = sorted(other.rglob("*"))
+        with pytest.raises(HubError, match=f"no earlier dry run, which holds {named}"):
+            publish(folder, "org/timnet-emodb", dry_run=True, output_dir=other)
+        assert sorted(other.rglob("*")) == before
 
 
 # --- failures ---------------------------------------------------------------------------------

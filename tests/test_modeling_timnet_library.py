@@ -156,6 +156,22 @@ def test_the_trainers_arguments_reach_the_loss(batch):
     assert torch.allclose(share, mean * 3 / 6)
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_batch_in_parts_has_the_loss_of_the_whole_whatever_the_problem(problem, batch):
+    model = make_model(problem_type=problem)
+    labels = torch.rand(3, model.num_labels).round()
+    whole = model(**batch, labels=labels).loss
+    parts = [
+        model(
+            **{name: value[rows] for name, value in batch.items()},
+            labels=labels[rows],
+            num_items_in_batch=labels.numel(),
+        ).loss
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    assert torch.allclose(sum(parts), whole)
+
+
 @pytest.mark.parametrize("switches", [{}, *ABLATIONS.values(), {"pooling": "statistics"}])
 def test_every_parameter_learns(switches, batch):
     model = make_model(**switches).train()

@@ -259,6 +259,18 @@ class TestTimelines:
         assert text == format_timelines([CALL, LOST], output_format)
         assert err == ""
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+    def test_any_name_comes_back_from_json_as_it_was(self, encoding: str) -> None:
+        raw = io.BytesIO()
+        out = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=120)
+        named = Timeline("é \U0001f600.wav", EVENTS, duration=63.0)
+
+        list(render_timelines([named], "json", out, out))
+        out.file.flush()
+
+        (found,) = json.loads(raw.getvalue().decode(encoding))
+        assert found["path"] == named.path
+
     @pytest.mark.parametrize("output_format", ["vtt", "textgrid"])
     def test_formats_for_one_recording_tell_errors_apart(self, output_format: str) -> None:
         text, err, _ = timelines(output_format, CALL, LOST)

@@ -94,6 +94,15 @@ def test_answers_are_the_plain_ones_whatever_the_model_is_set_to(extractor, mode
     again = warm.describe_speaker("anna", [noise(0)], extractor)
     assert np.allclose(again.usual_logits, plain.usual_logits)
     assert warm.training
+    warm.classifier.eval()  # frozen while the rest learns
+    warm.describe_speaker("anna", [noise(0)], extractor)
+    assert warm.training and not warm.classifier.training
+
+
+def test_a_model_of_a_short_type_is_asked_in_that_type(extractor, model):
+    plain = model.describe_speaker("anna", [noise(0)], extractor)
+    short = copy.deepcopy(model).bfloat16().describe_speaker("anna", [noise(0)], extractor)
+    assert np.allclose(short.usual_logits, plain.usual_logits, atol=0.1)
 
 
 def test_the_answers_of_another_model_are_refused(extractor, model):

@@ -110,6 +110,16 @@ def test_a_click_is_no_speech() -> None:
     assert timeline(np.concatenate([silence(1), tone(HIGH, 0.04), silence(1)])) == []
 
 
+def test_an_answer_that_is_no_number_is_no_event() -> None:
+    def damaged(waveforms: list[np.ndarray]) -> np.ndarray:
+        return np.full((len(waveforms), 2), np.nan)
+
+    stream = TimelineStream(damaged, LABELS, RATE)
+    with pytest.raises(ValueError, match="not a number; its weights are damaged"):
+        stream.feed(tone(LOW, 5))
+        stream.finish()
+
+
 @pytest.mark.parametrize("sound", [silence(5), silence(0), silence(0.001), tone(LOW, 0.01)])
 def test_nothing_said_is_no_event(sound: np.ndarray) -> None:
     assert timeline(sound) == []

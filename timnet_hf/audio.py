@@ -28,6 +28,7 @@ from .decoding import (
     Recording,
     open_recording,
 )
+from .sound_timnet import as_array
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -223,7 +224,7 @@ def resample(
         (22050,)
     """
     orig, target = _checked_rate(orig_sampling_rate), _checked_rate(target_sampling_rate)
-    waveform = np.asarray(waveform)
+    waveform = as_array(waveform)
     if waveform.ndim != 1 or not len(waveform):
         raise ValueError(
             f"waveform has shape {waveform.shape}; give one channel of at least one sample, "

@@ -115,7 +115,6 @@ app.command("cross-validate")(cross_validate)
 app.command()(convert)
 app.command()(export)
 app.command()(score)
-# Further commands: one import above, one `app.command("name")(function)` line here.
 app.command()(publish)
 app.command("publish-metric")(publish_metric)
 app.command("publish-space")(publish_space)

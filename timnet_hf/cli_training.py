@@ -78,14 +78,24 @@ def convert(
     weights: Annotated[Path, typer.Argument(help="Keras checkpoint, .hdf5.")],
     labels: Annotated[str, typer.Option(help="Labels in the order of the outputs: a,b,c.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", help="Where the model goes.")],
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="The paper's corpus it was trained on, for the length of its clips. By default "
+            "IEMOCAP's for ten blocks, EMO-DB's for any other number."
+        ),
+    ] = None,
 ) -> None:
     """Turn a Keras TIM-Net checkpoint into a model folder, without TensorFlow."""
     from .conversion import convert_keras_checkpoint
+    from .corpus_table import find_corpus
+    from .feature_extraction_timnet import PAPER_NUM_SAMPLES
     from .hub import save_model_folder
     from .provenance import versions
 
     names = [name.strip() for name in labels.split(",") if name.strip()]
-    model, extractor = convert_keras_checkpoint(weights, names)
+    length = PAPER_NUM_SAMPLES[find_corpus(corpus).name] if corpus else None
+    model, extractor = convert_keras_checkpoint(weights, names, num_samples=length)
     record = {
         "corpus": None,
         "converted_from": weights.name,
@@ -107,7 +117,7 @@ def cross_validate(
     ] = None,
     test_corpus: Annotated[
         str | None,
-        typer.Option(help="Learn from all of --corpus, be judged on this one; no protocol then."),
+        typer.Option(help="Train on all of --corpus, test on this one; no protocol then."),
     ] = None,
     recipe: RecipeOption = "default",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each fold.")] = 3,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import inf
 from numbers import Integral, Real
@@ -182,6 +183,8 @@ class TimNetConfig(PreTrainedConfig):
                 f"id2label must name the outputs from 0 to {len(names) - 1}, at most {MAX_LABELS}; "
                 f"it names {sorted(names)[:5]} …"
             )
+        if repeated := [name for name, times in Counter(names.values()).items() if times > 1]:
+            raise ValueError(f"id2label gives {repeated[0]!r} to several outputs; rename them.")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

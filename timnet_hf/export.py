@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
+from .output_folder import in_one_step
 from .prediction import ModelError, load_model, resolve_model
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def export_onnx(
     ]
     if features_in is not None:
         graphs.append(features_model(_folded(network), {"input": "features", **metadata}))
-    written = []
+    checked = []
     for path, graph in zip(paths, graphs, strict=True):
         content = _quantized(graph) if int8 else graph.SerializeToString(deterministic=True)
         deviation = _deviation(content, network, extractor)
@@ -121,7 +121,12 @@ def export_onnx(
                 f"{path}: not written, because its probabilities lie {deviation:.2g} from "
                 f"PyTorch's, more than {limit:g}. {advice}"
             )
-        _write(path, content)
+        checked.append((path, content, deviation))
+    written = []
+    for path, content, deviation in checked:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with in_one_step(path) as part:
+            part.write_bytes(content)
         written.append(Exported(path, len(content), deviation))
     return written
 
@@ -339,17 +344,6 @@ def _clips(rate: int) -> list[np.ndarray]:
         clip = (tone**5 + 0.2 * noise) * np.sin(4 * np.pi * time) ** 2
         clips.append((0.5 * clip / np.abs(clip).max()).astype(np.float32))
     return clips
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the whole file or none of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 __all__ = ["ExportError", "Exported", "INT8_TOLERANCE", "ModelError", "TOLERANCE", "export_onnx"]

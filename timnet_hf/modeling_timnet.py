@@ -331,6 +331,11 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
             answers = [logits] if member_logits is None else member_logits.unbind(1)
             losses = [self.loss_function(labels, one, self.config, **kwargs) for one in answers]
             loss = torch.stack(losses).mean()
+            # The Trainer accumulates sums over all labels of a step; the library's losses of these
+            # kinds are means over one batch, whatever it says.
+            items = kwargs.get("num_items_in_batch")
+            if items is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * labels.numel() / items
         return TimNetClassifierOutput(
             loss=loss,
             logits=logits,
@@ -372,11 +377,10 @@ class TimNetForAudioClassification(TimNetPreTrainedModel):
         if self.config.problem_type in ("regression", "multi_label_classification"):
             return profile  # no label there stands against another
         adapted, rate = extractor.adapted_to(profile), extractor.sampling_rate
-        training = self.training
-        self.eval()
+        asked = copy.deepcopy(self).eval()  # layers of this one may be frozen one by one
         inputs = [adapted(one, sampling_rate=rate, return_tensors="pt") for one in waveforms]
-        logits = [self(**one.to(self.device), apply_temperature=False).logits[0] for one in inputs]
-        self.train(training)
+        inputs = [one.to(self.device, self.dtype) for one in inputs]
+        logits = [asked(**one, apply_temperature=False).logits[0] for one in inputs]
         usual = torch.stack(logits).double().mean(0)
         return replace(profile, usual_logits=usual.tolist(), model=self.fingerprint())
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -306,28 +305,42 @@ def predict_recordings(paths: Iterable[str | Path], scorer: Scorer) -> Iterator[
             yield Prediction(str(path), {}, error=text if str(path) in text else f"{path}: {text}")
 
 
-def _blocks(path: str, scorer: Scorer) -> Iterable[np.ndarray]:
-    """What is scored at a time: a recording of up to a minute whole, of a longer one its blocks."""
-    rate, fixed = scorer.sampling_rate, scorer.num_samples
-    blocks = stream_audio(path, rate, block_duration=fixed / rate if fixed else BLOCK_DURATION)
-    taken: list[np.ndarray] = []
-    samples = 0
-    for block in blocks:
-        taken.append(block)
-        samples += block.size
-        if samples > LONGEST_SINGLE_CLIP * rate:
-            return itertools.chain(taken, blocks)
-    return [np.concatenate(taken)] if len(taken) > 1 else taken
+def clips_of(pieces: Iterable[np.ndarray], rate: int, fixed: int | None) -> Iterator[np.ndarray]:
+    """What is scored at a time: a recording of up to a minute whole, a longer one in blocks.
+
+    Args:
+        pieces: A recording's mono samples, in pieces of any length.
+        rate: Their sampling rate in Hz.
+        fixed: The extractor's own length of a clip in samples, if it has one.
+
+    Yields:
+        float32 of shape (samples,), at least one sample each.
+    """
+    whole = round(LONGEST_SINGLE_CLIP * rate)
+    size = fixed or round(BLOCK_DURATION * rate)
+    held: list[np.ndarray] = []
+    count, long = 0, False
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece)
+        if count > whole or (long and count >= size):
+            long = True
+            joined = np.concatenate(held)
+            cut = count - count % size
+            yield from joined[:cut].reshape(-1, size)
+            held, count = [joined[cut:].copy()], count - cut
+    if count:
+        yield held[0] if len(held) == 1 else np.concatenate(held)
 
 
 def _predict_recording(path: str, scorer: Scorer) -> Prediction:
     rate = scorer.sampling_rate
     total = np.zeros(len(scorer.labels))
     weight, samples, heard = 0.0, 0, False
-    for block in _blocks(path, scorer):
+    for block in clips_of(stream_audio(path, rate), rate, scorer.num_samples):
         samples += block.size
-        loud = bool(block.size and max(block.max(), -block.min()) > 1e-4)
-        if block.size == 0 or (heard and not loud):
+        loud = bool(max(block.max(), -block.min()) > 1e-4)
+        if heard and not loud:
             continue
         if loud and not heard:
             total, weight, heard = np.zeros_like(total), 0.0, True
@@ -350,6 +363,7 @@ __all__ = [
     "Prediction",
     "Scorer",
     "TorchScorer",
+    "clips_of",
     "enroll",
     "is_onnx",
     "load_model",

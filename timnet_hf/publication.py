@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .hub_errors import HubError, explained
-from .model_folder import CARD_FILE, EVALUATION_FOLDER
-from .output_folder import sole_use, told_when_full
+from .model_folder import EVALUATION_FOLDER
+from .output_folder import remove_stale, sole_use, told_when_full
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -254,15 +254,20 @@ def _diff(name: str, old: bytes, new: bytes) -> str:
 
 def _write_files(files: Mapping[str, bytes], folder: Path) -> Path:
     """Write exactly these files; a folder from an earlier dry run is replaced."""
-    marker = folder / CARD_FILE
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not marker.exists())):
-        raise HubError(f"{folder}: exists and is no earlier dry run. Choose another output folder.")
+    if folder.exists():
+        there = [path for path in folder.rglob("*") if not path.is_dir()]
+        other = [path for path in there if path.relative_to(folder).as_posix() not in files]
+        # A card alone may be the README of anything.
+        if not folder.is_dir() or other or len(there) == 1:
+            named = f", which holds {(other or there)[0].relative_to(folder)}" if there else ""
+            raise HubError(
+                f"{folder}: exists and is no earlier dry run{named}. Choose another output folder."
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     remedy = "free some space and run the command again"
     alone = sole_use(folder.parent / f".{folder.name}.writing", HubError)
     with alone, told_when_full(folder, remedy):
-        for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of one that was killed
-            shutil.rmtree(stale, ignore_errors=True)
+        remove_stale(folder)
         staging = Path(tempfile.mkdtemp(".tmp", f".{folder.name}.", folder.parent))
         try:
             for name, content in files.items():

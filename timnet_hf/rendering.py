@@ -36,13 +36,17 @@ def render_predictions(
     elif output_format == "json":
         found = list(predictions)
         values = [_as_dict(one, top_k) for one in found]
-        text = json.dumps(values, indent=2, ensure_ascii=False)
-        if _shown(text, console) != text:  # a name that the output cannot hold as it is
-            text = json.dumps(values, indent=2)
-        console.file.write(text + "\n")
+        console.file.write(_json_for(json.dumps(values, ensure_ascii=False), console) + "\n")
         yield from (one.error is not None for one in found)
     else:
         yield from _as_table(list(predictions), top_k, console)
+
+
+def _json_for(text: str, console: Console) -> str:
+    """JSON as the output can hold it: a name that it cannot hold as it is, in ASCII."""
+    values = json.loads(text)
+    plain = json.dumps(values, indent=2, ensure_ascii=False)
+    return plain if _shown(plain, console) == plain else json.dumps(values, indent=2)
 
 
 def _as_dict(prediction: Prediction, top_k: int) -> dict[str, object]:
@@ -161,7 +165,10 @@ def render_timelines(
             yield one.error is not None
     elif TIMELINE_FORMATS[output_format].many:
         found = list(timelines)
-        console.file.write(_shown(format_timelines(found, output_format), console))
+        text = format_timelines(found, output_format)
+        if output_format == "json":
+            text = _json_for(text, console) + "\n"
+        console.file.write(_shown(text, console))
         yield from (one.error is not None for one in found)
     else:
         for one in timelines:
@@ -218,4 +225,4 @@ def render_corpora(console: Console) -> None:
         console.print(f"{corpus.name}  {corpus.homepage}", highlight=False, soft_wrap=True)
 
 
-__all__ = ["FORMATS", "render_corpora", "render_predictions"]
+__all__ = ["FORMATS", "render_corpora", "render_predictions", "render_timelines"]

@@ -20,7 +20,7 @@ import torch
 from .audio import mono_blocks
 from .decoding import AudioError, open_recording
 from .folded_network import FoldedTimNet
-from .prediction import BLOCK_DURATION, LONGEST_SINGLE_CLIP
+from .prediction import clips_of
 from .scoring_inputs import Item
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Scorer:
         samples, heard = 0, False
         with open_recording(item.source, name) as recording:
             row.sampling_rate = recording.sampling_rate
-            for part in _cut(mono_blocks(recording, rate), rate, self.extractor.num_samples):
+            for part in clips_of(mono_blocks(recording, rate), rate, self.extractor.num_samples):
                 samples += part.size
                 loud = bool(max(part.max(), -part.min()) > 1e-4)
                 if heard and not loud:
@@ -167,32 +167,11 @@ class Scorer:
         return row
 
 
-def _cut(pieces: Iterable[np.ndarray], rate: int, fixed: int | None) -> Iterator[np.ndarray]:
-    """A recording of up to a minute in one part, a longer one in the parts that prediction makes.
-
-    ``fixed`` is the extractor's own length of a clip, if it has one.
-    """
-    whole = round(LONGEST_SINGLE_CLIP * rate)
-    size = fixed or round(BLOCK_DURATION * rate)
-    held: list[np.ndarray] = []
-    count, long = 0, False
-    for piece in pieces:
-        held.append(piece)
-        count += len(piece)
-        if count > whole or (long and count >= size):
-            long = True
-            joined = np.concatenate(held)
-            cut = count - count % size
-            yield from joined[:cut].reshape(-1, size)
-            held, count = [joined[cut:].copy()], count - cut
-    if count:
-        yield held[0] if len(held) == 1 else np.concatenate(held)
-
-
 def _checksum(model: TimNetForAudioClassification, extractor: TimNetFeatureExtractor) -> str:
     total = hashlib.sha256(extractor.to_json_string().encode())
     total.update(repr(sorted((model.config.id2label or {}).items())).encode())
     settings: dict[str, Any] = model.config.to_diff_dict()
+    settings.pop("transformers_version", None)  # who reads the model, not what it is
     total.update(repr(sorted((key, str(settings[key])) for key in settings)).encode())
     for name, values in sorted(model.state_dict().items()):
         total.update(name.encode() + values.cpu().contiguous().numpy().tobytes())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .audio import AUDIO_EXTENSIONS, natural_key
+from .output_folder import in_one_step
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,7 @@ def write_listing(
         columns = [free_name(name, columns) if name == LISTED else name for name in columns]
     schema = pa.schema([(LISTED, pa.binary()), *((name, pa.string()) for name in columns)])
     digest = hashlib.sha256(json.dumps([folder, *columns]).encode())
-    temporary = listing.with_name(f".{listing.name}.tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
+    with in_one_step(listing) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         rows, written = iter(rows), 0
         while chunk := list(itertools.islice(rows, shard_size or usual_size(written))):
             written += len(chunk)
@@ -134,7 +134,6 @@ def write_listing(
                 # A name may hold bytes that are no text: the file is found by the bytes.
                 table.append({LISTED: file, **{key: _shown(text) for key, text in values.items()}})
             writer.write_table(pa.Table.from_pylist(table, schema), row_group_size=len(table))
-    os.replace(temporary, listing)
     return digest.hexdigest()
 
 

@@ -307,6 +307,8 @@ class TimelineStream:
             probabilities = None
             if window.samples is not None:
                 probabilities = np.asarray(next(scores), dtype=np.float64)
+                if not np.isfinite(probabilities).all():
+                    raise ValueError("the model's answer is not a number; its weights are damaged")
             if self._event is None:
                 self._cell = window.onset
             if window.end is None:
