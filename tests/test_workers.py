@@ -14,10 +14,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import os
-from timnet_hf.workers import end_with_parent
+from timnet_hf.workers import follow_parent
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+    pool = ProcessPoolExecutor(1, get_context("spawn"), follow_parent)
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """

@@ -21,6 +21,7 @@ from .tables import (
     CROSS_CORPUS,
     PROTOCOL_TITLES,
     ResultsError,
+    full_title,
     is_adapted,
     load_reports,
     render_reports,
@@ -229,8 +230,7 @@ def _eval_results(reports: Sequence[dict[str, Any]], repo_id: str) -> list[EvalR
 
     results = []
     for report in reports:
-        title = report_title(report)
-        title += ", test speakers enrolled" if is_adapted(report) else ""
+        title = full_title(report)
         tested = report["corpus"]
         if _is_left_out(report):
             tested = report["protocol"].removeprefix(CROSS_CORPUS)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from itertools import count, islice, takewhile
@@ -29,7 +28,7 @@ from .fold_training import CODE, run_fold
 from .memory import keep_freed_memory
 from .output_folder import sole_use, told_when_full, write_json
 from .protocols import Fold
-from .workers import available_cores, end_with_parent
+from .workers import available_cores, follow_parent
 
 logger = logging.getLogger(__name__)
 
@@ -289,8 +288,7 @@ def _start_worker(
 ) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    end_with_parent()
+    follow_parent()
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     keep_freed_memory()
     _worker.update(plan=plan, store=store, extractor=extractor)

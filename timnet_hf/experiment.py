@@ -218,9 +218,7 @@ def _train_to_folder(
         "seed": seed,
         "calibration": calibration,
         "data": data.sha256,
-        "training arguments": json.loads(
-            json.dumps(_without_secrets(overrides or {}), default=str)
-        ),
+        "training arguments": _without_secrets(overrides or {}),
     }
     if is_first():
         _claim_checkpoints(checkpoints, fixed, resume)
@@ -286,16 +284,12 @@ def _without_secrets(overrides: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(values, default=str)))
-
-
 def _claim_checkpoints(folder: Path, fixed: dict[str, Any], resume: bool) -> None:
     """Note whose checkpoints will lie in a folder; never mix those of two trainings."""
     from .training import TrainingError, complete_checkpoints, newest_checkpoint
 
     note = folder / "training.json"
-    fixed = json.loads(json.dumps(fixed, default=list))
+    fixed = json.loads(json.dumps(fixed, default=str))
     if resume:
         newest_checkpoint(folder)
         noted = json.loads(note.read_text(encoding="utf-8")) if note.exists() else fixed

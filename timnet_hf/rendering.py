@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .prediction import Prediction
 
@@ -36,17 +36,16 @@ def render_predictions(
     elif output_format == "json":
         found = list(predictions)
         values = [_as_dict(one, top_k) for one in found]
-        console.file.write(_json_for(json.dumps(values, ensure_ascii=False), console) + "\n")
+        console.file.write(_json_for(values, console))
         yield from (one.error is not None for one in found)
     else:
         yield from _as_table(list(predictions), top_k, console)
 
 
-def _json_for(text: str, console: Console) -> str:
+def _json_for(values: Any, console: Console) -> str:
     """JSON as the output can hold it: a name that it cannot hold as it is, in ASCII."""
-    values = json.loads(text)
-    plain = json.dumps(values, indent=2, ensure_ascii=False)
-    return plain if _shown(plain, console) == plain else json.dumps(values, indent=2)
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return text if _shown(text, console) == text else json.dumps(values, indent=2) + "\n"
 
 
 def _as_dict(prediction: Prediction, top_k: int) -> dict[str, object]:
@@ -166,9 +165,10 @@ def render_timelines(
     elif TIMELINE_FORMATS[output_format].many:
         found = list(timelines)
         text = format_timelines(found, output_format)
-        if output_format == "json":
-            text = _json_for(text, console) + "\n"
-        console.file.write(_shown(text, console))
+        is_json = output_format == "json"
+        console.file.write(
+            _json_for(json.loads(text), console) if is_json else _shown(text, console)
+        )
         yield from (one.error is not None for one in found)
     else:
         for one in timelines:

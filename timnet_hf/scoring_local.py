@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .memory import keep_freed_memory
 from .scoring import Job, ScoringError, ShardReport, score_shard
-from .workers import available_cores, end_with_parent
+from .workers import available_cores, follow_parent
 
 if TYPE_CHECKING:
     from .scoring_batches import Scorer
@@ -87,8 +86,7 @@ def _begin(job: Job) -> None:
     global _mine
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    end_with_parent()
+    follow_parent()
     keep_freed_memory()
     torch.set_num_threads(1)
     _mine = job, job.load()

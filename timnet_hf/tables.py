@@ -27,6 +27,7 @@ __all__ = [
     "PROTOCOL_TITLES",
     "ResultsError",
     "fill_markers",
+    "full_title",
     "is_adapted",
     "load_reports",
     "protocol_title",
@@ -112,7 +113,7 @@ def _corpus_title(name: str) -> str:
 def recipe_title(recipe: str) -> str:
     """What tables call the recipe of a report, its ablation and its known speakers in words."""
     name = recipe.removesuffix(ADAPTED).removesuffix(BEST_ON_TEST)
-    ablation = next((one for one in ABLATION_NOTES if name.endswith(f"-{one}")), None)
+    ablation = _ablation_of(name)
     parts = [f"`{name.removesuffix(f'-{ablation}')}` recipe"]
     parts += [f"ablation `{ablation}`"] * (ablation is not None)
     parts += [_ENROLLED] * recipe.endswith(ADAPTED)
@@ -244,13 +245,13 @@ def _about_ablations(reports: Sequence[dict[str, Any]]) -> list[str]:
     """What each ablation is, and how all of them do beside the whole network."""
     notes = []
     for ablation, lacks in ABLATION_NOTES.items():
-        if any(_ablation_of(report) == ablation for report in reports):
+        if any(_ablation_of(report["recipe"]) == ablation for report in reports):
             notes.append(f"*ablation `{ablation}`*: the network with {lacks}.")
     for whole in reports:
         ablated = [
             report
             for report in reports
-            if (found := _ablation_of(report))
+            if (found := _ablation_of(report["recipe"]))
             and report["protocol"] == whole["protocol"]
             and report["recipe"].replace(f"-{found}", "") == whole["recipe"]
         ]
@@ -269,8 +270,8 @@ def _about_ablations(reports: Sequence[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _ablation_of(report: dict[str, Any]) -> str | None:
-    name = str(report["recipe"]).removesuffix(ADAPTED)
+def _ablation_of(recipe: str) -> str | None:
+    name = recipe.removesuffix(ADAPTED)
     return next((one for one in ABLATION_NOTES if name.endswith(f"-{one}")), None)
 
 
@@ -282,7 +283,7 @@ def _about_intervals(
         return []
     wider = [
         f"{report['uar']['ci95_speakers'][0]:.1f} to {report['uar']['ci95_speakers'][1]:.1f} "
-        f"(*{_with_speakers(report)}*)"
+        f"(*{full_title(report)}*)"
         for report in ours
         if "ci95_speakers" in report["uar"]
     ]
@@ -305,7 +306,7 @@ def _on_chosen_speakers(reports: list[dict[str, Any]]) -> list[str]:
         known = [recall for name, recall in recalls.items() if name in chosen]
         new = [recall for name, recall in recalls.items() if name not in chosen]
         if known and new:
-            means = f"{fmean(known):.1f} and {fmean(new):.1f} % (*{_with_speakers(report)}*)"
+            means = f"{fmean(known):.1f} and {fmean(new):.1f} % (*{full_title(report)}*)"
             found.setdefault(judged, []).append(means)
     return [
         f"`default` was chosen on speakers {CHOSEN_ON[judged][0]} to {CHOSEN_ON[judged][-1]} of "
@@ -315,7 +316,8 @@ def _on_chosen_speakers(reports: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _with_speakers(report: dict[str, Any]) -> str:
+def full_title(report: dict[str, Any]) -> str:
+    """The protocol of a report, and whether its test speakers were enrolled."""
     return report_title(report) + (f", {_ENROLLED}" if is_adapted(report) else "")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from multiprocessing import connection, parent_process
@@ -16,11 +17,12 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def end_with_parent() -> None:
-    """End this worker when its parent ends, even by a kill: nobody else would end it.
+def follow_parent() -> None:
+    """In a worker: leave Ctrl-C, which reaches all, to the parent, and end when the parent ends.
 
     Left alone, a worker of a pool waits for work for ever, with all its memory.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -31,4 +33,4 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-__all__ = ["available_cores", "end_with_parent"]
+__all__ = ["available_cores", "follow_parent"]
